@@ -26,7 +26,7 @@ use crate::{Databases, Resources};
     selectable = ".spec.fleet",
     selectable = ".spec.profile",
     selectable = ".spec.release",
-    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("a cell's name becomes a namespace, a database and a topic prefix: at most 40 characters, a to z, 0 to 9 and -, starting with a letter"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message("a cell's name becomes a namespace, a database and a topic prefix: at most 40 characters, a to z, 0 to 9 and -, starting with a letter"),
     validation = Rule::new("!(self.metadata.name.startsWith('kube-') || self.metadata.name in ['default', 'titan-system'])").message("this name belongs to a system namespace"),
     printcolumn(name = "First", type_ = "integer", json_path = ".spec.userRange.first"),
     printcolumn(name = "Last", type_ = "integer", json_path = ".spec.userRange.last"),
@@ -82,7 +82,7 @@ pub struct CellSpec {
 /// An inclusive range of keys, `first..=last`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.first <= self.last").message(kube::core::Message::Expression("'userRange is reversed: first (' + string(self.first) + ') must not be larger than last (' + string(self.last) + ')'".into())))]
+#[x_kube(validation = Rule::new("self.first <= self.last").message("userRange is reversed: first must not be larger than last"))]
 pub struct UserRange {
     /// The first key, a bigint of 0 or more.
     #[schemars(range(min = 0), extend("format" = "int64"))]
@@ -113,7 +113,7 @@ pub struct ServiceOverride {
 }
 
 /// Where a cell runs.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Placement {
     /// The region, as routers and people call it.
@@ -127,6 +127,15 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub zones: Vec<String>,
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        Placement {
+            region: local_region(),
+            zones: Vec::new(),
+        }
+    }
 }
 
 fn local_region() -> String {
