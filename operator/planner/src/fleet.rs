@@ -1,0 +1,1 @@
+//! All cells of a fleet.

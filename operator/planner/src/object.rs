@@ -1,0 +1,132 @@
+//! Desired Kubernetes objects as values.
+
+use serde_json::Value;
+
+/// The name of the field manager, of the `managed-by` label and of the operator's ServiceAccount.
+pub const MANAGER: &str = "titan-operator";
+/// The annotation that holds the hash of the desired object.
+pub const DESIRED_HASH: &str = "titan.dev/desired-hash";
+/// The label that says which program manages an object.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The label that says which cell an object belongs to.
+pub const CELL_LABEL: &str = "titan.dev/cell";
+/// The label that says which fleet an object belongs to.
+pub const FLEET_LABEL: &str = "titan.dev/fleet";
+
+/// The kinds that make up a cell, in the order in which they are created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// v1 Namespace.
+    Namespace,
+    /// rbac.authorization.k8s.io/v1 RoleBinding.
+    RoleBinding,
+    /// v1 ServiceAccount.
+    ServiceAccount,
+    /// v1 Secret.
+    Secret,
+    /// v1 ConfigMap.
+    ConfigMap,
+    /// networking.k8s.io/v1 NetworkPolicy.
+    NetworkPolicy,
+    /// v1 Service.
+    Service,
+    /// apps/v1 StatefulSet.
+    StatefulSet,
+    /// batch/v1 Job.
+    Job,
+    /// apps/v1 Deployment.
+    Deployment,
+    /// policy/v1 PodDisruptionBudget.
+    PodDisruptionBudget,
+    /// autoscaling/v2 HorizontalPodAutoscaler.
+    HorizontalPodAutoscaler,
+}
+
+impl Kind {
+    /// Every kind, in order.
+    pub const ALL: [Kind; 12] = [
+        Kind::Namespace,
+        Kind::RoleBinding,
+        Kind::ServiceAccount,
+        Kind::Secret,
+        Kind::ConfigMap,
+        Kind::NetworkPolicy,
+        Kind::Service,
+        Kind::StatefulSet,
+        Kind::Job,
+        Kind::Deployment,
+        Kind::PodDisruptionBudget,
+        Kind::HorizontalPodAutoscaler,
+    ];
+
+    /// Group (empty for the core group), version, kind and plural.
+    #[must_use]
+    pub const fn names(self) -> (&'static str, &'static str, &'static str, &'static str) {
+        match self {
+            Kind::Namespace => ("", "v1", "Namespace", "namespaces"),
+            Kind::RoleBinding => (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "RoleBinding",
+                "rolebindings",
+            ),
+            Kind::ServiceAccount => ("", "v1", "ServiceAccount", "serviceaccounts"),
+            Kind::Secret => ("", "v1", "Secret", "secrets"),
+            Kind::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
+            Kind::NetworkPolicy => (
+                "networking.k8s.io",
+                "v1",
+                "NetworkPolicy",
+                "networkpolicies",
+            ),
+            Kind::Service => ("", "v1", "Service", "services"),
+            Kind::StatefulSet => ("apps", "v1", "StatefulSet", "statefulsets"),
+            Kind::Job => ("batch", "v1", "Job", "jobs"),
+            Kind::Deployment => ("apps", "v1", "Deployment", "deployments"),
+            Kind::PodDisruptionBudget => (
+                "policy",
+                "v1",
+                "PodDisruptionBudget",
+                "poddisruptionbudgets",
+            ),
+            Kind::HorizontalPodAutoscaler => (
+                "autoscaling",
+                "v2",
+                "HorizontalPodAutoscaler",
+                "horizontalpodautoscalers",
+            ),
+        }
+    }
+}
+
+/// When in a reconcile an object is applied.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// First of all, and before anything can be read in the namespace: the namespace and the operator's own rights in it.
+    Namespace,
+    /// What everything else needs: accounts, Secrets, configuration, policies, Services.
+    Foundation,
+    /// PostgreSQL and Redis.
+    Stores,
+    /// The migration of one service: once the databases are ready.
+    Migration(String),
+    /// One service: once its migration is done.
+    Service(String),
+}
+
+/// A desired object: complete, in canonical form, with its labels and its hash annotation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// The kind.
+    pub kind: Kind,
+    /// The name. The namespace is that of the cell.
+    pub name: String,
+    /// When it is applied.
+    pub stage: Stage,
+    /// Whether it holds data or the way to it: kept when it is no longer desired and the reclaim policy is Retain.
+    pub holds_data: bool,
+    /// The hash in its [`DESIRED_HASH`] annotation.
+    pub hash: String,
+    /// The object as it is sent to the apiserver, `apiVersion` and `kind` included.
+    pub body: Value,
+}
