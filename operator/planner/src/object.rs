@@ -6,6 +6,8 @@ use serde_json::Value;
 pub const MANAGER: &str = "titan-operator";
 /// The annotation that holds the hash of the desired object.
 pub const DESIRED_HASH: &str = "titan.dev/desired-hash";
+/// The annotation of objects with [`Object::holds_data`], so that it is known of an object that no plan names any more.
+pub const HOLDS_DATA: &str = "titan.dev/holds-data";
 /// The label that says which program manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The label that says which cell an object belongs to.
@@ -124,6 +126,7 @@ pub struct Object {
     /// When it is applied.
     pub stage: Stage,
     /// Whether it holds data or the way to it: kept when it is no longer desired and the reclaim policy is Retain.
+    /// Such an object carries the annotation [`HOLDS_DATA`] with the value `true`.
     pub holds_data: bool,
     /// The hash in its [`DESIRED_HASH`] annotation.
     pub hash: String,

@@ -1,1 +1,340 @@
-//! What a status says.
+//! What a Cell's status says.
+//!
+//! The contract (kstatus, Argo CD and `kubectl wait` all read it): `Ready` is always there; working is Ready Unknown
+//! with Reconciling True; done is Ready True; needing a person is Ready False with Stalled True; serving but impaired is
+//! Ready False with a reason; Reconciling and Stalled are never there together, and each is there only while True.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use titan_crds::{CellStatus, ConditionType, ServiceStatus, UserRange};
+use titan_routing::Assignment;
+
+/// How far one step of a reconcile got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// An earlier step has to be done first.
+    NotReached,
+    /// It is as the spec says.
+    Done(String),
+    /// It will be, without anybody's help.
+    Waiting {
+        /// The condition reason.
+        reason: String,
+        /// What is waited for.
+        message: String,
+    },
+    /// It will not be without a person.
+    Failed {
+        /// The condition reason.
+        reason: String,
+        /// What is wrong, where, and what to do.
+        message: String,
+    },
+}
+
+impl Step {
+    /// A step that waits.
+    #[must_use]
+    pub fn waiting(reason: &str, message: impl Into<String>) -> Self {
+        Step::Waiting {
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    /// A step that needs a person.
+    #[must_use]
+    pub fn failed(reason: &str, message: impl Into<String>) -> Self {
+        Step::Failed {
+            reason: reason.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    /// Whether the step is done.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        matches!(self, Step::Done(_))
+    }
+}
+
+/// How far the steps of a cell's reconcile got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Steps {
+    /// The spec is valid, and its profile and fleet are there.
+    pub accepted: Step,
+    /// The routing table holds the range.
+    pub range: Step,
+    /// PostgreSQL and Redis answer and hold what the services need.
+    pub databases: Step,
+    /// The topics exist.
+    pub topics: Step,
+    /// The migrations are done.
+    pub migrations: Step,
+    /// The services have their pods.
+    pub services: Step,
+    /// The range is active in the table and in the data home.
+    pub serving: Step,
+}
+
+impl Steps {
+    /// Steps of which none has been reached.
+    #[must_use]
+    pub const fn none() -> Self {
+        Steps {
+            accepted: Step::NotReached,
+            range: Step::NotReached,
+            databases: Step::NotReached,
+            topics: Step::NotReached,
+            migrations: Step::NotReached,
+            services: Step::NotReached,
+            serving: Step::NotReached,
+        }
+    }
+
+    fn in_order(&self) -> [(Option<ConditionType>, &Step); 7] {
+        let Steps {
+            accepted,
+            range,
+            databases,
+            topics,
+            migrations,
+            services,
+            serving,
+        } = self;
+        [
+            (None, accepted),
+            (Some(ConditionType::RangeAssigned), range),
+            (Some(ConditionType::DatabasesReady), databases),
+            (Some(ConditionType::TopicsReady), topics),
+            (Some(ConditionType::Migrated), migrations),
+            (Some(ConditionType::ServicesAvailable), services),
+            (None, serving),
+        ]
+    }
+
+    /// The step that decides: the first that failed, else the first that waits, else none.
+    fn decisive(&self) -> Option<&Step> {
+        let steps = self.in_order().map(|(_, step)| step);
+        steps
+            .iter()
+            .find(|step| matches!(step, Step::Failed { .. }))
+            .or_else(|| steps.iter().find(|step| !step.is_done()))
+            .copied()
+    }
+}
+
+/// What a status is made from.
+#[derive(Clone, Debug)]
+pub struct StatusInput<'a> {
+    /// The status so far.
+    pub previous: Option<&'a CellStatus>,
+    /// The generation of the spec that was reconciled.
+    pub generation: i64,
+    /// The time, for transitions.
+    pub now: Time,
+    /// Whether `spec.paused` is set.
+    pub paused: bool,
+    /// The steps.
+    pub steps: Steps,
+    /// The row of the table, if the cell has one.
+    pub assignment: Option<&'a Assignment>,
+    /// The services, if they were looked at.
+    pub services: Option<Vec<ServiceStatus>>,
+}
+
+/// The status of a cell.
+#[must_use]
+pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
+    let StatusInput {
+        previous,
+        generation,
+        now,
+        paused,
+        steps,
+        assignment,
+        services,
+    } = input;
+    let before: &[Condition] = previous.map_or(&[], |status| status.conditions.as_slice());
+    let writer = Writer {
+        before,
+        generation,
+        now,
+    };
+    let services = services.unwrap_or_else(|| {
+        previous
+            .map(|status| status.services.clone())
+            .unwrap_or_default()
+    });
+    let was_serving = previous.is_some_and(|status| {
+        status.observed_generation == generation && served(&status.conditions)
+    });
+
+    CellStatus {
+        observed_generation: generation,
+        conditions: if paused {
+            paused_conditions(&writer)
+        } else {
+            conditions(&writer, &steps, was_serving)
+        },
+        range: assignment.map(|row| UserRange {
+            first: row.range.first().as_i64(),
+            last: row.range.last().as_i64(),
+        }),
+        epoch: assignment.map(|row| row.epoch.0),
+        home: assignment.map(|row| row.home.clone()),
+        release: common_release(&services),
+        services_ready: (!services.is_empty()).then(|| {
+            let ready = services
+                .iter()
+                .filter(|service| service.ready >= service.desired)
+                .count();
+            format!("{ready}/{}", services.len())
+        }),
+        services,
+    }
+}
+
+/// Whether conditions say that the cell was brought up at their generation: it is Ready, or impaired since.
+fn served(conditions: &[Condition]) -> bool {
+    let has = |name: ConditionType| {
+        conditions
+            .iter()
+            .any(|condition| condition.type_ == name.as_str() && condition.status == "True")
+    };
+    let ready = conditions
+        .iter()
+        .find(|condition| condition.type_ == ConditionType::Ready.as_str());
+    ready.is_some_and(|ready| ready.status == "True" || ready.status == "False")
+        && !has(ConditionType::Stalled)
+        && !has(ConditionType::Reconciling)
+}
+
+fn common_release(services: &[ServiceStatus]) -> Option<String> {
+    let first = services.first()?;
+    services
+        .iter()
+        .all(|service| service.release == first.release && service.ready >= service.desired)
+        .then(|| first.release.clone())
+}
+
+struct Writer<'a> {
+    before: &'a [Condition],
+    generation: i64,
+    now: Time,
+}
+
+impl Writer<'_> {
+    /// A condition whose transition time moves only when its status does.
+    fn condition(
+        &self,
+        name: ConditionType,
+        status: &str,
+        reason: &str,
+        message: &str,
+    ) -> Condition {
+        let since = self
+            .before
+            .iter()
+            .find(|old| old.type_ == name.as_str() && old.status == status)
+            .map_or_else(|| self.now.clone(), |old| old.last_transition_time.clone());
+        Condition {
+            type_: name.as_str().to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            last_transition_time: since,
+            observed_generation: Some(self.generation),
+        }
+    }
+}
+
+/// A paused cell says what it was when it was paused, and that it is paused.
+fn paused_conditions(writer: &Writer<'_>) -> Vec<Condition> {
+    let mut conditions: Vec<Condition> = writer
+        .before
+        .iter()
+        .filter(|condition| {
+            ![
+                ConditionType::Reconciling,
+                ConditionType::Stalled,
+                ConditionType::Paused,
+            ]
+            .iter()
+            .any(|name| condition.type_ == name.as_str())
+        })
+        .cloned()
+        .map(|condition| Condition {
+            observed_generation: Some(writer.generation),
+            ..condition
+        })
+        .collect();
+    if !conditions
+        .iter()
+        .any(|condition| condition.type_ == ConditionType::Ready.as_str())
+    {
+        conditions.push(writer.condition(
+            ConditionType::Ready,
+            "Unknown",
+            "Paused",
+            "paused before the first reconcile",
+        ));
+    }
+    conditions.push(writer.condition(
+        ConditionType::Paused,
+        "True",
+        "PausedBySpec",
+        "spec.paused is true: nothing is changed until it is false",
+    ));
+    conditions
+}
+
+fn conditions(writer: &Writer<'_>, steps: &Steps, was_serving: bool) -> Vec<Condition> {
+    let mut conditions = Vec::with_capacity(8);
+    match steps.decisive() {
+        None => conditions.push(writer.condition(
+            ConditionType::Ready,
+            "True",
+            "Serving",
+            "every service has its pods and the range is routed to this cell",
+        )),
+        Some(Step::Failed { reason, message }) => {
+            conditions.push(writer.condition(ConditionType::Ready, "False", reason, message));
+            conditions.push(writer.condition(ConditionType::Stalled, "True", reason, message));
+        }
+        Some(Step::Waiting { reason, message }) if was_serving => {
+            conditions.push(writer.condition(ConditionType::Ready, "False", reason, message));
+        }
+        Some(Step::Waiting { reason, message }) => {
+            conditions.push(writer.condition(ConditionType::Ready, "Unknown", reason, message));
+            conditions.push(writer.condition(ConditionType::Reconciling, "True", reason, message));
+        }
+        Some(Step::NotReached | Step::Done(_)) => {
+            let message = "the operator has not got to this cell yet";
+            conditions.push(writer.condition(
+                ConditionType::Ready,
+                "Unknown",
+                "NotReconciled",
+                message,
+            ));
+            conditions.push(writer.condition(
+                ConditionType::Reconciling,
+                "True",
+                "NotReconciled",
+                message,
+            ));
+        }
+    }
+    for (name, step) in steps.in_order() {
+        let Some(name) = name else { continue };
+        conditions.push(match step {
+            Step::Done(message) => writer.condition(name, "True", "Done", message),
+            Step::Waiting { reason, message } | Step::Failed { reason, message } => {
+                writer.condition(name, "False", reason, message)
+            }
+            Step::NotReached => {
+                writer.condition(name, "Unknown", "NotReached", "an earlier step comes first")
+            }
+        });
+    }
+    conditions
+}

@@ -1,1 +1,0 @@
-//! All cells of a fleet.

@@ -1,0 +1,7 @@
+//! All cells of a fleet: which cells its template makes, and the next routing table.
+
+mod routing;
+mod template;
+
+pub use routing::{CellView, Claim, Decision, Plan, PlanInput, PlanReport, claim, plan};
+pub use template::{TemplateReport, missing_cells};
