@@ -1,7 +1,9 @@
 //! All cells of a fleet: which cells its template makes, and the next routing table.
 
+mod resource;
 mod routing;
 mod template;
 
+pub use resource::{TableResourceError, from_resource, mode_from_resource, to_resource};
 pub use routing::{CellView, Claim, Decision, Plan, PlanInput, PlanReport, claim, plan};
 pub use template::{TemplateReport, missing_cells};
