@@ -1,0 +1,103 @@
+//! Values that make no sense are refused with the name of the value, before anything is rendered.
+
+mod common;
+
+use common::{EVERYTHING, helm, object, render, try_render};
+
+#[test]
+fn bad_values_are_refused_by_name() {
+    let bad = [
+        ("replicas=2", "replicas"),
+        (r#"operator={"replica":2}"#, "replica"),
+        (r#"operator={"replicas":0}"#, "/operator/replicas"),
+        (r#"operator={"replicas":"two"}"#, "/operator/replicas"),
+        (r#"operator={"resources":{"request":{}}}"#, "request"),
+        (r#"operator={"resources":{"requests":{"memory":"64 MB"}}}"#, "/operator/resources/requests/memory"),
+        (r#"operator={"tolerations":[{"effect":"Never"}]}"#, "/operator/tolerations/0/effect"),
+        (r#"images={"tag":"with space"}"#, "/images/tag"),
+        (r#"images={"pullPolicy":"Sometimes"}"#, "/images/pullPolicy"),
+        (r#"images={"repository":"titan/"}"#, "/images/repository"),
+        (r#"images={"pullSecrets":[{"name":"registry"}]}"#, "/images/pullSecrets/0"),
+        (r#"clusterDomain="""#, "/clusterDomain"),
+        (r#"kafka={"bootstrap":"kafka"}"#, "/kafka/bootstrap"),
+        (r#"kafka={"brokers":"kafka:9092"}"#, "brokers"),
+        (r#"log={"format":"xml"}"#, "/log/format"),
+        (r#"otlpEndpoint="collector""#, "/otlpEndpoint"),
+        (r#"router={"services":{"order":0}}"#, "/router/services/order"),
+        (r#"router={"services":{"order":9090}}"#, "/router/services/order"),
+        (r#"router={"services":{"Order":50001}}"#, "Order"),
+        (r#"router={"fleet":"Main Fleet"}"#, "/router/fleet"),
+        (r#"router={"service":{"type":"ExternalName"}}"#, "/router/service/type"),
+        (r#"networkPolicy={"routerFrom":[{}]}"#, "/networkPolicy/routerFrom/0"),
+        (r#"networkPolicy={"externalStorePorts":[70000]}"#, "/networkPolicy/externalStorePorts/0"),
+        (r#"monitoring={"podMonitor":{"interval":"often"}}"#, "/monitoring/podMonitor/interval"),
+        (r#"monitoring={"rules":{"runbookBase":"https://wiki.example/"}}"#, "/monitoring/rules/runbookBase"),
+        (r#"crds={"install":"yes"}"#, "/crds/install"),
+        (r#"argocd={"namespace":"argocd"}"#, "namespace"),
+    ];
+    for (value, name) in bad {
+        match try_render(&[value]) {
+            Ok(_) => panic!("{value} was accepted"),
+            Err(said) => {
+                // helm prints the place as /a/b or as a.b, by its version.
+                let dotted = name.trim_start_matches('/').replace('/', ".");
+                assert!(
+                    said.contains("schema") && (said.contains(name) || said.contains(&dotted)),
+                    "{value}: helm does not name {name}: {said}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_chart_passes_lint() {
+    let chart = titan_chart_tests::chart().display().to_string();
+    let kubernetes = titan_testbed::cache::KUBERNETES;
+    let output = helm(&["lint", "--strict", &chart, "--kube-version", kubernetes]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    render(&EVERYTHING);
+}
+
+#[test]
+fn images_come_from_the_values() {
+    let objects = render(&[r#"images={"repository":"registry.example/titan","tag":"v7","pullSecrets":["registry"]}"#]);
+    for name in ["titan-operator", "cell-router"] {
+        let pod = &object(&objects, "Deployment", name)["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["image"], format!("registry.example/titan/{name}:v7"));
+        assert_eq!(pod["imagePullSecrets"][0]["name"], "registry");
+    }
+}
+
+#[test]
+fn a_change_of_the_routers_configuration_restarts_it() {
+    let checksum = |objects: &[serde_json::Value]| {
+        let annotations =
+            &object(objects, "Deployment", "cell-router")["spec"]["template"]["metadata"]["annotations"];
+        annotations["checksum/config"].as_str().unwrap().to_owned()
+    };
+    assert_ne!(
+        checksum(&render(&[])),
+        checksum(&render(&[r#"router={"services":{"payment":50002}}"#]))
+    );
+}
+
+#[test]
+fn ports_of_kafka_and_of_the_services_are_opened() {
+    let objects = render(&EVERYTHING);
+    let ports = |name: &str| {
+        let policy = object(&objects, "NetworkPolicy", name);
+        let rules = policy["spec"]["egress"].as_array().unwrap();
+        rules
+            .iter()
+            .flat_map(|rule| rule["ports"].as_array().unwrap())
+            .map(|port| port["port"].as_i64().unwrap())
+            .collect::<Vec<_>>()
+    };
+    for port in [9094, 9095, 4317, 6443, 5432, 6379, 53] {
+        assert!(ports("titan-operator").contains(&port), "{port}");
+    }
+    for port in [50001, 50003, 50020, 50100, 4317, 53] {
+        assert!(ports("cell-router").contains(&port), "{port}");
+    }
+}
