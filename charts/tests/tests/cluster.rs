@@ -130,10 +130,11 @@ fn the_operator_may_make_cells_and_nothing_around_them() {
     let said = create(cluster, &binding("cell-001", "cluster-admin"), &[OPERATOR]).unwrap_err();
     assert!(said.contains("orbidden"), "{said}");
     // Not the namespaces of others, whatever it would make of them.
-    let said = cluster.kubectl(&["delete", "namespace", "default", "--dry-run=server", OPERATOR]).unwrap_err();
+    create(cluster, &cell_namespace("shop", &json!({})), &[]).unwrap();
+    let said = cluster.kubectl(&["delete", "namespace", "shop", "--dry-run=server", OPERATOR]).unwrap_err();
     assert!(said.to_string().contains("namespaces of cells alone"), "{said}");
     let label = [
-        "label", "namespace", "default", "app.kubernetes.io/managed-by=titan-operator", "titan.dev/cell=default",
+        "label", "namespace", "shop", "app.kubernetes.io/managed-by=titan-operator", "titan.dev/cell=shop",
         "pod-security.kubernetes.io/enforce=restricted", OPERATOR,
     ];
     let said = cluster.kubectl(&label).unwrap_err();
@@ -142,8 +143,8 @@ fn the_operator_may_make_cells_and_nothing_around_them() {
     let relabel = ["label", "namespace", "cell-001", "pod-security.kubernetes.io/enforce=privileged", "--overwrite", OPERATOR];
     let said = cluster.kubectl(&relabel).unwrap_err();
     assert!(said.to_string().contains("restricted"), "{said}");
-    // Others are not affected.
-    create(cluster, &cell_namespace("stranger", &json!({})), &[]).unwrap();
+    // Nobody else is held to this.
+    cluster.kubectl(&["delete", "namespace", "shop", "--wait=false"]).map(drop).unwrap();
 }
 
 #[test]
