@@ -1,3 +1,8 @@
 //! What a cell has outside of Kubernetes: schemas and roles in PostgreSQL, topics in Kafka, a formed Redis cluster.
 //!
 //! Each `ensure` looks first and writes only what is missing, so that a reconcile that finds no drift writes nothing.
+
+mod error;
+pub mod postgres;
+
+pub use error::{Result, StoreError};

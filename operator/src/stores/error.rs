@@ -1,0 +1,120 @@
+//! Why a store could not be brought to where it should be.
+
+use crate::ledger::{Interrupted, System};
+
+/// The result of everything that talks to a store.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// Why a store could not be brought to where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No answer, or an answer that says: not now. Trying again later can help.
+    #[error(
+        "{} at {address} cannot be reached: {detail}. It is tried again; check that it runs and that a \
+         NetworkPolicy or firewall lets the operator in", product(*.system)
+    )]
+    Unreachable {
+        /// The kind of store.
+        system: System,
+        /// Host and port.
+        address: String,
+        /// What the client library said.
+        detail: String,
+    },
+    /// The login was refused.
+    #[error("{} at {address} refuses the login: {detail}. Check user and password in the Secret that names this server", product(*.system))]
+    Auth {
+        /// The kind of store.
+        system: System,
+        /// Host and port.
+        address: String,
+        /// What the server said.
+        detail: String,
+    },
+    /// The server understood and said no.
+    #[error("{} at {address} refused to {doing}: {detail}", product(*.system))]
+    Refused {
+        /// The kind of store.
+        system: System,
+        /// Host and port.
+        address: String,
+        /// What was asked for: `create database cell_001`.
+        doing: String,
+        /// What the server said.
+        detail: String,
+    },
+    /// What is asked for cannot be had here; a person has to change the spec or the server.
+    #[error("{message}")]
+    Invalid {
+        /// The kind of store.
+        system: System,
+        /// What is wrong, where, and what to do.
+        message: String,
+    },
+    /// The ledger ended the reconcile.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl StoreError {
+    /// The label value in metrics.
+    #[must_use]
+    pub const fn category(&self) -> &'static str {
+        match self {
+            StoreError::Unreachable { .. } => "unreachable",
+            StoreError::Auth { .. } => "auth",
+            StoreError::Refused { .. } => "refused",
+            StoreError::Invalid { .. } => "invalid",
+            StoreError::Interrupted(_) => "interrupted",
+        }
+    }
+
+    /// The system that it happened in; None for an interruption.
+    #[must_use]
+    pub const fn system(&self) -> Option<System> {
+        match self {
+            StoreError::Unreachable { system, .. }
+            | StoreError::Auth { system, .. }
+            | StoreError::Refused { system, .. }
+            | StoreError::Invalid { system, .. } => Some(*system),
+            StoreError::Interrupted(_) => None,
+        }
+    }
+
+    /// Whether waiting can help: the store may only be starting.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(self, StoreError::Unreachable { .. })
+    }
+}
+
+/// The name that people know the system by.
+const fn product(system: System) -> &'static str {
+    match system {
+        System::Kubernetes => "Kubernetes",
+        System::Postgres => "PostgreSQL",
+        System::Kafka => "Kafka",
+        System::Redis => "Redis",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_wrong_where_and_what_to_do() {
+        let error = StoreError::Unreachable {
+            system: System::Kafka,
+            address: "kafka.example:9092".to_owned(),
+            detail: "no broker answered within 5 s".to_owned(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "Kafka at kafka.example:9092 cannot be reached: no broker answered within 5 s. It is tried again; check \
+             that it runs and that a NetworkPolicy or firewall lets the operator in"
+        );
+        assert_eq!(error.category(), "unreachable");
+        assert_eq!(StoreError::from(Interrupted).category(), "interrupted");
+    }
+}

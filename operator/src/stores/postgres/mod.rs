@@ -1,0 +1,171 @@
+//! The database of a cell: a schema and a login role per service, and schema `titan`, which says who may write.
+//!
+//! One connection a reconcile, by simple statements. A first pair of queries reads everything that could differ; then
+//! only what does differ is written, each role and schema in a transaction of its own, so that no crash leaves one of
+//! them half made.
+//!
+//! It works with an administrator that is a superuser, as in a cluster run by Patroni, and with one that may only
+//! create databases and roles, as on managed servers. Several cells may share a server: a role is ours by the
+//! [comment](scram) that names its database, and roles without one are left alone.
+
+mod look;
+mod ownership;
+mod plan;
+mod scram;
+mod session;
+
+use std::collections::BTreeMap;
+
+use titan_planner::cell::{ServerCredentials, ServiceSchema};
+
+pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
+
+use self::look::DatabaseState;
+use self::session::{MAINTENANCE, Opened, Session};
+use crate::ledger::{Ledger, System};
+use crate::stores::{Result, StoreError};
+
+/// What was found and done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseReport {
+    /// Schemas that are as they should be.
+    pub schemas: usize,
+    /// Roles that were shut out, of services that are gone. Their schemas stay.
+    pub retired: Vec<String>,
+    /// Writes; 0 when nothing had drifted.
+    pub writes: usize,
+}
+
+/// Brings the database of a cell to where it should be.
+///
+/// `passwords` are by service name. Roles that were made for this database and are not among `schemas` can no longer
+/// log in afterwards; schemas are never dropped.
+///
+/// # Errors
+/// The server cannot be reached, refuses, or cannot be what is asked for.
+pub async fn ensure(
+    server: &ServerCredentials,
+    database: &str,
+    schemas: &[ServiceSchema],
+    passwords: &BTreeMap<String, String>,
+    ledger: &dyn Ledger,
+) -> Result<DatabaseReport> {
+    plan::check(database, schemas, passwords).map_err(|impossible| invalid(server, impossible))?;
+    let mut report = DatabaseReport::default();
+    let mut session = match Session::open(server, database).await? {
+        Opened::Session(session) => session,
+        Opened::NoDatabase => {
+            let mut maintenance = Session::open_existing(server, MAINTENANCE).await?;
+            let created = maintenance
+                .write(plan::create_database(database), ledger)
+                .await;
+            maintenance.close().await;
+            created?;
+            report.writes += 1;
+            Session::open_existing(server, database).await?
+        }
+    };
+    let done = settle(
+        &mut session,
+        server,
+        database,
+        schemas,
+        passwords,
+        ledger,
+        &mut report,
+    )
+    .await;
+    session.close().await;
+    done?;
+    Ok(report)
+}
+
+async fn settle(
+    session: &mut Session,
+    server: &ServerCredentials,
+    database: &str,
+    schemas: &[ServiceSchema],
+    passwords: &BTreeMap<String, String>,
+    ledger: &dyn Ledger,
+    report: &mut DatabaseReport,
+) -> Result<()> {
+    let state = look::database(session).await?;
+    let DatabaseState {
+        superuser,
+        reads_verifiers,
+        in_recovery,
+        ..
+    } = state;
+    if in_recovery {
+        return Err(StoreError::Unreachable {
+            system: System::Postgres,
+            address: session.address().to_owned(),
+            detail: "a standby answered, there is no leader now".to_owned(),
+        });
+    }
+    for step in plan::database(database, &state) {
+        session.write(step, ledger).await?;
+        report.writes += 1;
+    }
+    for (want, state) in look::roles(session, reads_verifiers, schemas).await? {
+        let password = passwords.get(&want.service).map_or("", String::as_str);
+        let step = plan::role(database, superuser, &want, &state, password)
+            .map_err(|impossible| invalid(server, impossible))?;
+        if let Some(step) = step {
+            session.write(step, ledger).await?;
+            report.writes += 1;
+        }
+        report.schemas += 1;
+    }
+    for role in look::unwanted(session, database, schemas).await? {
+        session.write(plan::retire(&role), ledger).await?;
+        report.writes += 1;
+        report.retired.push(role);
+    }
+    Ok(())
+}
+
+/// Drops the database of a cell and its roles, and ends their sessions. Returns how many writes it took.
+///
+/// # Errors
+/// The server cannot be reached or refuses.
+pub async fn drop_database(
+    server: &ServerCredentials,
+    database: &str,
+    ledger: &dyn Ledger,
+) -> Result<usize> {
+    let mut session = Session::open_existing(server, MAINTENANCE).await?;
+    let done = drop_all(&mut session, database, ledger).await;
+    session.close().await;
+    done
+}
+
+async fn drop_all(session: &mut Session, database: &str, ledger: &dyn Ledger) -> Result<usize> {
+    let mut steps = Vec::new();
+    let query = sqlx::query("SELECT FROM pg_database WHERE datname = $1").bind(database.to_owned());
+    if !session
+        .read("look for the database", query)
+        .await?
+        .is_empty()
+    {
+        steps.push(plan::drop_database(database));
+    }
+    steps.extend(
+        look::ours(session, database)
+            .await?
+            .iter()
+            .map(|role| plan::drop_role(role)),
+    );
+    let writes = steps.len();
+    for step in steps {
+        session.write(step, ledger).await?;
+    }
+    Ok(writes)
+}
+
+fn invalid(server: &ServerCredentials, plan::Impossible(message): plan::Impossible) -> StoreError {
+    StoreError::Invalid {
+        system: System::Postgres,
+        message: format!("PostgreSQL at {}:{}: {message}", server.host, server.port),
+    }
+}

@@ -1,0 +1,6 @@
+//! The stores against real servers.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
+
+mod book;
+mod postgres;
