@@ -29,7 +29,6 @@ pub use profile::{
 };
 pub use table::{
     AssignmentRow, AssignmentState, CellRow, OverrideRow, RoutingTable, RoutingTableSpec,
-    RoutingTableStatus,
 };
 
 /// The API group of all resources.

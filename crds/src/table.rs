@@ -1,6 +1,5 @@
 //! The RoutingTable resource.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,13 +13,10 @@ use serde::{Deserialize, Serialize};
     plural = "routingtables",
     shortname = "trt",
     category = "titan",
-    status = "RoutingTableStatus",
     derive = "PartialEq",
     doc = "The committed routing table of a fleet: which cell serves which keys. Written by the operator alone; an edit by hand is undone.",
     validation = Rule::new("self.spec.epoch >= oldSelf.spec.epoch").message("the epoch of a routing table never goes back"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".spec.epoch"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -101,16 +97,4 @@ pub struct OverrideRow {
     pub key: i64,
     /// The cell that serves it.
     pub cell: String,
-}
-
-/// What the operator last saw of the table.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RoutingTableStatus {
-    /// The generation that this status speaks of; -1 before the first look.
-    #[serde(default)]
-    pub observed_generation: i64,
-    /// Ready and Stalled.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub conditions: Vec<Condition>,
 }
