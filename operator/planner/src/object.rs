@@ -1,6 +1,8 @@
 //! Desired Kubernetes objects as values.
 
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The name of the field manager, of the `managed-by` label and of the operator's ServiceAccount.
 pub const MANAGER: &str = "titan-operator";
@@ -132,4 +134,172 @@ pub struct Object {
     pub hash: String,
     /// The object as it is sent to the apiserver, `apiVersion` and `kind` included.
     pub body: Value,
+}
+
+impl Object {
+    /// A desired object from a typed one.
+    ///
+    /// # Errors
+    /// When the typed object cannot be written as JSON, or has no name.
+    pub fn new(
+        kind: Kind,
+        stage: Stage,
+        holds_data: bool,
+        typed: &impl Serialize,
+    ) -> Result<Self, ObjectError> {
+        let mut body = canonical(serde_json::to_value(typed)?);
+        let hash = format!("{:016x}", xxh3_64(body.to_string().as_bytes()));
+        let metadata = body
+            .get_mut("metadata")
+            .and_then(Value::as_object_mut)
+            .ok_or(ObjectError::Nameless(kind))?;
+        let name = metadata
+            .get("name")
+            .and_then(Value::as_str)
+            .filter(|name| !name.is_empty())
+            .ok_or(ObjectError::Nameless(kind))?
+            .to_owned();
+        let annotations = metadata
+            .entry("annotations")
+            .or_insert_with(|| Value::Object(Map::new()));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(DESIRED_HASH.to_owned(), Value::String(hash.clone()));
+        }
+        Ok(Object {
+            kind,
+            name,
+            stage,
+            holds_data,
+            hash,
+            body: canonical(body),
+        })
+    }
+}
+
+/// Why an object could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// It cannot be written as JSON.
+    #[error("an object cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It has no name.
+    #[error("a desired {0:?} has no name")]
+    Nameless(Kind),
+}
+
+/// A value with its keys sorted and its nulls removed, so that equal objects have equal text.
+#[must_use]
+pub fn canonical(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<(String, Value)> = map
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, value)| (key, canonical(value)))
+                .collect();
+            entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+            Value::Object(entries.into_iter().collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(canonical).collect()),
+        scalar => scalar,
+    }
+}
+
+/// Whether the live object has everything that the desired one says, so that nothing needs to be written.
+#[must_use]
+pub fn covers(live: &Value, desired: &Value) -> bool {
+    drift(live, desired).is_none()
+}
+
+/// The first place in which the live object does not have what the desired one says, and how: for people.
+///
+/// What the apiserver and others add beside it is no drift, as with server-side apply: maps need only hold the desired
+/// entries, lists need the same number of items in the same order. Content of a ConfigMap or Secret is ours whole:
+/// there, an entry more is drift too. Values of Secrets are not told.
+#[must_use]
+pub fn drift(live: &Value, desired: &Value) -> Option<String> {
+    let content = matches!(
+        desired.get("kind").and_then(Value::as_str),
+        Some("ConfigMap" | "Secret")
+    );
+    let secret = desired.get("kind").and_then(Value::as_str) == Some("Secret");
+    if content {
+        for field in ["data", "binaryData"] {
+            let extra = live
+                .get(field)
+                .and_then(Value::as_object)
+                .into_iter()
+                .flat_map(Map::keys)
+                .find(|key| desired.get(field).and_then(|data| data.get(key)).is_none());
+            if let Some(key) = extra {
+                return Some(format!("{field}.{key}: not desired"));
+            }
+        }
+    }
+    let mut path = Vec::new();
+    let difference = difference(live, desired, &mut path)?;
+    let at = path.join(".").replace(".[", "[");
+    if secret && at.starts_with("data.") {
+        return Some(format!("{at}: another value"));
+    }
+    Some(format!("{at}: {difference}"))
+}
+
+fn difference(live: &Value, desired: &Value, path: &mut Vec<String>) -> Option<String> {
+    match (live, desired) {
+        (Value::Object(live), Value::Object(desired)) => {
+            for (key, desired) in desired {
+                path.push(key.clone());
+                match live.get(key) {
+                    Some(live) => {
+                        if let Some(found) = difference(live, desired, path) {
+                            return Some(found);
+                        }
+                    }
+                    // The apiserver leaves out what is empty.
+                    None if is_empty(desired) => {}
+                    // The items of a list do not repeat what the list says of itself.
+                    None if path.len() == 1 && matches!(key.as_str(), "apiVersion" | "kind") => {}
+                    None => return Some(format!("{} is missing", brief(desired))),
+                }
+                path.pop();
+            }
+            None
+        }
+        (Value::Array(live), Value::Array(desired)) => {
+            if live.len() != desired.len() {
+                return Some(format!("{} items instead of {}", live.len(), desired.len()));
+            }
+            for (index, (live, desired)) in live.iter().zip(desired).enumerate() {
+                path.push(format!("[{index}]"));
+                if let Some(found) = difference(live, desired, path) {
+                    return Some(found);
+                }
+                path.pop();
+            }
+            None
+        }
+        (live, desired) if live == desired => None,
+        (live, desired) => Some(format!("{} instead of {}", brief(live), brief(desired))),
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// A value short enough for a message.
+fn brief(value: &Value) -> String {
+    const LONGEST: usize = 80;
+    let text = value.to_string();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }

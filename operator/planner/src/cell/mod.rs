@@ -1,8 +1,18 @@
 //! One cell: from its spec to everything it consists of.
 
+mod build;
 mod model;
+pub mod names;
+pub mod quantity;
+mod render;
+mod validate;
 
+pub use build::{build, patroni_dynamic_configuration};
 pub use model::{
     Credentials, Desired, Invalid, KafkaTopic, PostgresPlan, RedisPlan, ServerCredentials,
     ServiceSchema, StoreStorage, ValidatedCell, ValidatedService,
 };
+pub use render::{render, render_objects};
+pub use validate::{NotValid, validate};
+
+pub use crate::object::{covers, drift};

@@ -13,7 +13,9 @@ pub struct Quantity {
 
 /// Why a text is not a quantity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a quantity; write for example `250m` or `2` for CPU, `256Mi` or `2Gi` for memory")]
+#[error(
+    "`{0}` is not a quantity; write for example `250m` or `2` for CPU, `256Mi` or `2Gi` for memory"
+)]
 pub struct NotAQuantity(String);
 
 const BINARY: [(&str, u32); 4] = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
@@ -59,17 +61,18 @@ impl Quantity {
         }
         let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| error())?;
         let scale = 10_u128.pow(u32::try_from(fraction.len()).map_err(|_| error())?);
-        let (multiplier, binary) = if let Some((_, bits)) = BINARY.iter().find(|(s, _)| *s == suffix) {
-            (1000_u128 << bits, true)
-        } else if let Some((_, zeros)) = DECIMAL.iter().find(|(s, _)| *s == suffix) {
-            (1000 * 10_u128.pow(*zeros), false)
-        } else {
-            match suffix {
-                "" => (1000, false),
-                "m" => (1, false),
-                _ => return Err(error()),
-            }
-        };
+        let (multiplier, binary) =
+            if let Some((_, bits)) = BINARY.iter().find(|(s, _)| *s == suffix) {
+                (1000_u128 << bits, true)
+            } else if let Some((_, zeros)) = DECIMAL.iter().find(|(s, _)| *s == suffix) {
+                (1000 * 10_u128.pow(*zeros), false)
+            } else {
+                match suffix {
+                    "" => (1000, false),
+                    "m" => (1, false),
+                    _ => return Err(error()),
+                }
+            };
         let milli = digits
             .checked_mul(multiplier)
             .ok_or_else(error)?
@@ -168,7 +171,20 @@ mod tests {
 
     #[test]
     fn texts_that_are_no_quantities_are_refused() {
-        for text in ["", "m", "Mi", "1.", ".5", "1..2", "1.2.3", "-1", "1x", "1mi", "1 Gi", "999999999999999999999"] {
+        for text in [
+            "",
+            "m",
+            "Mi",
+            "1.",
+            ".5",
+            "1..2",
+            "1.2.3",
+            "-1",
+            "1x",
+            "1mi",
+            "1 Gi",
+            "999999999999999999999",
+        ] {
             assert!(Quantity::bytes(text).is_err(), "{text}");
         }
     }

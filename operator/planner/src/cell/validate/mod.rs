@@ -105,11 +105,10 @@ pub fn validate(
     let CellFleetSpec {
         // How ids become keys concerns routers and the routing table, not the objects of a cell.
         keyspace: _,
-        kafka:
-            Kafka {
-                bootstrap,
-                replication_factor,
-            },
+        kafka: Kafka {
+            bootstrap,
+            replication_factor,
+        },
         images:
             Images {
                 repository,
@@ -125,6 +124,7 @@ pub fn validate(
         services: entries,
     } = profile;
 
+    brokers(bootstrap)?;
     let repository = repository.trim_end_matches('/');
     let resolved = services::resolve(services::Input {
         profile_name,
@@ -144,7 +144,10 @@ pub fn validate(
         range,
         region,
         zones,
-        postgres: stores::postgres(databases.postgres.as_ref(), profile_databases.postgres.as_ref())?,
+        postgres: stores::postgres(
+            databases.postgres.as_ref(),
+            profile_databases.postgres.as_ref(),
+        )?,
         redis: stores::redis(databases.redis.as_ref(), profile_databases.redis.as_ref())?,
         services,
         kafka_bootstrap: bootstrap.clone(),
@@ -242,10 +245,27 @@ fn failover_available(failover: &Failover) -> Result<(), Invalid> {
     }
 }
 
+fn brokers(bootstrap: &str) -> Result<(), Invalid> {
+    let well_formed = |broker: &str| {
+        broker.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+    };
+    if bootstrap.split(',').all(well_formed) {
+        return Ok(());
+    }
+    Err(invalid(
+        "InvalidKafka",
+        format!(
+            "kafka.bootstrap of the fleet is `{bootstrap}`; write host:port, several separated by commas"
+        ),
+    ))
+}
+
 fn placed(placement: &Placement) -> Result<(String, Vec<String>), Invalid> {
     let Placement { region, zones } = placement;
-    for (field, value) in std::iter::once(("region", region))
-        .chain(zones.iter().map(|zone| ("zones", zone)))
+    for (field, value) in
+        std::iter::once(("region", region)).chain(zones.iter().map(|zone| ("zones", zone)))
     {
         let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let outer = |c: char| c.is_ascii_alphanumeric();

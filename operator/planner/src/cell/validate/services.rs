@@ -62,7 +62,13 @@ pub(super) fn resolve(input: Input<'_>) -> Result<BTreeMap<String, ValidatedServ
     entries
         .iter()
         .map(|entry| {
-            let service = one(profile_name, entry, overrides.get(&entry.name), release, repository)?;
+            let service = one(
+                profile_name,
+                entry,
+                overrides.get(&entry.name),
+                release,
+                repository,
+            )?;
             Ok((entry.name.clone(), service))
         })
         .collect()
@@ -341,15 +347,16 @@ pub(super) fn canonical_resources(who: &str, resources: &Resources) -> Result<Re
         };
         let cpu = parse("cpu", cpu, Quantity::cpu)?;
         let memory = parse("memory", memory, Quantity::bytes)?;
-        let range = |what: &str, amount: Option<Quantity>, ok: fn(Quantity) -> bool, bounds: &str| {
-            match amount {
-                Some(amount) if !ok(amount) => Err(invalid(
-                    "InvalidResources",
-                    format!("resources.{field}.{what} of {who} is {amount}; use {bounds}"),
-                )),
-                _ => Ok(()),
-            }
-        };
+        let range =
+            |what: &str, amount: Option<Quantity>, ok: fn(Quantity) -> bool, bounds: &str| {
+                match amount {
+                    Some(amount) if !ok(amount) => Err(invalid(
+                        "InvalidResources",
+                        format!("resources.{field}.{what} of {who} is {amount}; use {bounds}"),
+                    )),
+                    _ => Ok(()),
+                }
+            };
         range(
             "cpu",
             cpu,
@@ -436,7 +443,8 @@ fn one_topic(
         cleanup_policy,
     } = topic;
     let full = format!("titan.{cell}.{name}");
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let allowed =
+        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
     if full.len() > MAX_TOPIC_NAME || name.is_empty() || !name.chars().all(allowed) {
         return Err(invalid(
             "InvalidTopic",

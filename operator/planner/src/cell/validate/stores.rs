@@ -10,7 +10,10 @@ use super::services::canonical_resources;
 use crate::cell::model::{Invalid, PostgresPlan, RedisPlan, StoreStorage};
 use crate::cell::quantity::Quantity;
 
-pub(super) fn postgres(cell: Option<&Postgres>, profile: Option<&Postgres>) -> Result<PostgresPlan, Invalid> {
+pub(super) fn postgres(
+    cell: Option<&Postgres>,
+    profile: Option<&Postgres>,
+) -> Result<PostgresPlan, Invalid> {
     let nothing = Postgres::default();
     let cell = cell.unwrap_or(&nothing);
     let profile = profile.unwrap_or(&nothing);

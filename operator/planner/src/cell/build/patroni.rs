@@ -1,0 +1,159 @@
+//! Patroni's configuration.
+
+use serde_json::{Value, json};
+
+use crate::cell::model::{PostgresPlan, ValidatedCell};
+use crate::cell::names::{NAME_LABEL, PATRONI_PORT, POSTGRES, POSTGRES_PORT};
+use crate::cell::quantity::Quantity;
+use titan_crds::Resources;
+
+/// The label of a pod that says whether it leads; Patroni 3.0 writes `master` and `replica`.
+pub(super) const ROLE_LABEL: &str = "role";
+pub(super) const LEADER: &str = "master";
+/// The label by which Patroni finds the members of its cluster.
+pub(super) const SCOPE_LABEL: &str = "cluster-name";
+pub(super) const DATA_MOUNT: &str = "/var/lib/postgresql/data";
+pub(super) const RUN_MOUNT: &str = "/run/postgresql";
+pub(super) const CONFIG_MOUNT: &str = "/etc/patroni";
+pub(super) const CONFIG_FILE: &str = "patroni.yml";
+/// The role that replicates.
+pub(super) const REPLICATION_USER: &str = "replicator";
+
+/// Where Debian puts the server; the major version goes with the image that fleets name.
+const BIN_DIRECTORY: &str = "/usr/lib/postgresql/15/bin";
+
+/// A leader that is gone is replaced after at most TTL + LOOP_WAIT, which with the promotion stays under 30 s. 20 is the
+/// least that Patroni documents, and its rule is LOOP_WAIT + 2 * RETRY_TIMEOUT <= TTL.
+const TTL: u32 = 20;
+const LOOP_WAIT: u32 = 5;
+const RETRY_TIMEOUT: u32 = 5;
+
+/// 35 services with three replicas and a pool of eight each, and room for the operator and for people. A connection that
+/// nobody opens costs a few kilobytes of shared memory.
+const MAX_CONNECTIONS: u32 = 1000;
+
+/// The settings that Patroni keeps for the whole cluster in its own store; None where PostgreSQL is external.
+///
+/// The configuration file hands them over when the cluster is made. Later changes have to be given to Patroni's REST
+/// interface (`PATCH /config`), which is the operator's to do when they differ.
+#[must_use]
+pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
+    let PostgresPlan::Managed {
+        members,
+        synchronous,
+        storage: _,
+        resources: _,
+    } = &cell.postgres
+    else {
+        return None;
+    };
+    Some(json!({
+        "ttl": TTL,
+        "loop_wait": LOOP_WAIT,
+        "retry_timeout": RETRY_TIMEOUT,
+        // The leader goes on while it reaches all members, when the apiserver does not answer.
+        "failsafe_mode": true,
+        // A crashed server with a standby at hand is not waited for until its recovery is through.
+        "primary_start_timeout": if *members > 1 { 20 } else { 300 },
+        "synchronous_mode": synchronous,
+        // Strict, for RPO 0: without it the leader goes on alone when both standbys are gone, and what it then acknowledges
+        // is lost with its volume. The price is that writes wait while both standbys are away.
+        "synchronous_mode_strict": synchronous,
+        "synchronous_node_count": 1,
+        "postgresql": {
+            "use_pg_rewind": true,
+            "use_slots": true,
+            // All of these must agree on all members, or a standby stops.
+            "parameters": {
+                // Logical, so that a range can be moved to another cell.
+                "wal_level": "logical",
+                "max_connections": MAX_CONNECTIONS,
+                "max_wal_senders": 20,
+                "max_replication_slots": 20,
+                "max_worker_processes": 16,
+                "max_locks_per_transaction": 256,
+                "wal_log_hints": "on",
+                "wal_keep_size": "128MB",
+            },
+        },
+    }))
+}
+
+/// The configuration file of each member, without passwords and without what differs between members.
+pub(super) fn configuration(
+    cell: &ValidatedCell,
+    synchronous: bool,
+    resources: &Resources,
+) -> Value {
+    json!({
+        "scope": POSTGRES,
+        "kubernetes": {
+            // These go on what Patroni itself makes. The operator's managed-by label must not be among them: it deletes what
+            // bears its name and is not desired, and Patroni's ConfigMaps are the cluster's memory.
+            "labels": { NAME_LABEL: POSTGRES },
+            "scope_label": SCOPE_LABEL,
+            "role_label": ROLE_LABEL,
+            // ConfigMaps rather than Endpoints: nothing else writes them.
+            "use_endpoints": false,
+        },
+        "restapi": { "listen": format!("0.0.0.0:{PATRONI_PORT}") },
+        "watchdog": { "mode": "off" },
+        "bootstrap": {
+            "dcs": dynamic_configuration(cell),
+            "initdb": [
+                { "encoding": "UTF8" },
+                { "locale": "C.UTF-8" },
+                "data-checksums",
+                { "auth-host": "scram-sha-256" },
+                { "auth-local": "scram-sha-256" },
+            ],
+        },
+        "postgresql": {
+            "listen": format!("0.0.0.0:{POSTGRES_PORT}"),
+            "bin_dir": BIN_DIRECTORY,
+            "data_dir": format!("{DATA_MOUNT}/pgdata"),
+            "pgpass": "/tmp/pgpass",
+            "use_unix_socket": true,
+            "authentication": {
+                "superuser": { "username": POSTGRES },
+                "replication": { "username": REPLICATION_USER },
+            },
+            // A former leader that cannot be rewound starts anew from the leader. In synchronous mode it holds nothing that
+            // was acknowledged and is not on the leader; otherwise it may, and a person decides.
+            "remove_data_directory_on_rewind_failure": synchronous,
+            "remove_data_directory_on_diverged_timelines": synchronous,
+            "pg_hba": [
+                "local all all scram-sha-256",
+                format!("host replication {REPLICATION_USER} all scram-sha-256"),
+                "host all all all scram-sha-256",
+            ],
+            "parameters": {
+                "unix_socket_directories": RUN_MOUNT,
+                "password_encryption": "scram-sha-256",
+                // Inside the namespace, behind its NetworkPolicies.
+                "ssl": "off",
+                "shared_buffers": shared_buffers(resources),
+                // A client that is gone gives back its locks, the one on its range above all.
+                "idle_in_transaction_session_timeout": "30s",
+                "tcp_keepalives_idle": 10,
+                "tcp_keepalives_interval": 5,
+                "tcp_keepalives_count": 3,
+                "log_min_duration_statement": "1s",
+                "log_line_prefix": "%m [%p] %q%u@%d ",
+                "logging_collector": "off",
+                "jit": "off",
+            },
+        },
+    })
+}
+
+/// A quarter of the memory limit, as PostgreSQL's manual advises.
+fn shared_buffers(resources: &Resources) -> String {
+    let limit = resources
+        .limits
+        .memory
+        .as_deref()
+        .and_then(|memory| Quantity::bytes(memory).ok())
+        .map_or(512, |limit| limit.units() >> 20);
+    format!("{}MB", (limit / 4).max(16))
+}

@@ -1,0 +1,400 @@
+//! PostgreSQL, run by Patroni.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{
+    StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec,
+    StatefulSetUpdateStrategy,
+};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar,
+    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodTemplateSpec, Service, ServiceSpec,
+    Volume, VolumeResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use titan_crds::Resources;
+
+use super::Objects;
+use super::environment::opaque;
+use super::namespace::role_binding;
+use super::patroni::{
+    CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, LEADER, ROLE_LABEL, RUN_MOUNT, SCOPE_LABEL,
+    configuration,
+};
+use super::pod::{
+    Checksum, Patience, STORE_USER, container_port, container_security, disruption_budget,
+    empty_dir, ephemeral_volume, field_variable, http_probe, mount, pod_spec, resources,
+    secret_variable, service_account, service_port, variable,
+};
+use crate::cell::model::{
+    Credentials, Invalid, PostgresPlan, ServerCredentials, StoreStorage, ValidatedCell,
+};
+use crate::cell::names::{
+    CONFIG_CHECKSUM, Component, Labels, PATRONI_PORT, PATRONI_ROLE, POSTGRES, POSTGRES_ADMIN,
+    POSTGRES_MEMBERS, POSTGRES_PATRONI, POSTGRES_PORT, meta, part_labels, selector,
+    selector_labels, strings,
+};
+use crate::object::{Kind, MANAGER, Stage};
+
+const COMPONENT: Component = Component::Postgres;
+
+pub(super) fn build(
+    cell: &ValidatedCell,
+    credentials: &Credentials,
+    objects: &mut Objects,
+) -> Result<(), Invalid> {
+    let PostgresPlan::Managed {
+        members,
+        synchronous,
+        storage,
+        resources,
+    } = &cell.postgres
+    else {
+        return Ok(());
+    };
+    let secret = admin_secret(cell, credentials);
+    let patroni = serde_yaml::to_string(&configuration(cell, *synchronous, resources)).map_err(
+        |error| Invalid {
+            reason: "BuildFailed",
+            message: format!(
+                "Patroni's configuration cannot be written: {error}; this is a defect of the operator"
+            ),
+        },
+    )?;
+    let mut checksum = Checksum::new("postgres");
+    checksum.add(&patroni);
+    for (key, value) in &secret {
+        checksum.add(key);
+        checksum.add(value);
+    }
+
+    let mut account = service_account(cell, POSTGRES, COMPONENT);
+    // Patroni keeps the leader's lock in the apiserver: the one account of a cell whose token is mounted.
+    account.automount_service_account_token = Some(true);
+    objects.add(Kind::ServiceAccount, Stage::Foundation, &account)?;
+    objects.add(
+        Kind::RoleBinding,
+        Stage::Foundation,
+        &role_binding(
+            cell,
+            POSTGRES,
+            part_labels(cell, POSTGRES, COMPONENT),
+            PATRONI_ROLE,
+            (&cell.name, POSTGRES),
+        ),
+    )?;
+    objects.add_data(
+        Kind::Secret,
+        Stage::Foundation,
+        &opaque(cell, POSTGRES_ADMIN, POSTGRES, COMPONENT, secret),
+    )?;
+    objects.add(
+        Kind::ConfigMap,
+        Stage::Foundation,
+        &ConfigMap {
+            metadata: meta(
+                cell,
+                POSTGRES_PATRONI,
+                part_labels(cell, POSTGRES, COMPONENT),
+            ),
+            data: Some(BTreeMap::from([(CONFIG_FILE.to_owned(), patroni)])),
+            ..ConfigMap::default()
+        },
+    )?;
+    objects.add(Kind::Service, Stage::Foundation, &leader_service(cell))?;
+    objects.add(Kind::Service, Stage::Foundation, &members_service(cell))?;
+    objects.add_data(
+        Kind::StatefulSet,
+        Stage::Stores,
+        &StatefulSet {
+            metadata: meta(cell, POSTGRES, part_labels(cell, POSTGRES, COMPONENT)),
+            spec: Some(stateful_set(
+                cell,
+                *members,
+                storage,
+                resources,
+                &checksum.finish(),
+            )),
+            status: None,
+        },
+    )?;
+    objects.add(
+        Kind::PodDisruptionBudget,
+        Stage::Stores,
+        // A member that is not well may be the next leader once it has caught up: it counts.
+        &disruption_budget(cell, POSTGRES, COMPONENT, false),
+    )
+}
+
+/// How the administrator logs in, and the passwords that Patroni works with.
+fn admin_secret(cell: &ValidatedCell, credentials: &Credentials) -> BTreeMap<String, String> {
+    let Credentials {
+        postgres:
+            ServerCredentials {
+                // Where Patroni's leader is follows from the cell.
+                host: _,
+                port: _,
+                username: _,
+                password,
+                sslmode: _,
+            },
+        redis: _,
+        replication_password,
+        services: _,
+    } = credentials;
+    [
+        ("host", format!("{POSTGRES}.{}", cell.endpoint())),
+        ("port", POSTGRES_PORT.to_string()),
+        ("username", POSTGRES.to_owned()),
+        ("password", password.clone()),
+        ("database-admin", POSTGRES.to_owned()),
+        ("replication-password", replication_password.clone()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+/// The leader, by the label that Patroni keeps on its pod.
+fn leader_service(cell: &ValidatedCell) -> Service {
+    let mut leader = selector_labels(POSTGRES, COMPONENT);
+    leader.extend(strings([(ROLE_LABEL, LEADER)]));
+    Service {
+        metadata: meta(cell, POSTGRES, part_labels(cell, POSTGRES, COMPONENT)),
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            selector: Some(leader),
+            ports: Some(vec![service_port("postgres", POSTGRES_PORT, None)]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn members_service(cell: &ValidatedCell) -> Service {
+    Service {
+        metadata: meta(
+            cell,
+            POSTGRES_MEMBERS,
+            part_labels(cell, POSTGRES, COMPONENT),
+        ),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            // Members find each other before they are ready.
+            publish_not_ready_addresses: Some(true),
+            selector: Some(selector_labels(POSTGRES, COMPONENT)),
+            ports: Some(vec![
+                service_port("postgres", POSTGRES_PORT, None),
+                service_port("patroni", PATRONI_PORT, None),
+            ]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn stateful_set(
+    cell: &ValidatedCell,
+    members: i32,
+    storage: &StoreStorage,
+    amounts: &Resources,
+    checksum: &str,
+) -> StatefulSetSpec {
+    let mut labels = part_labels(cell, POSTGRES, COMPONENT);
+    labels.extend(strings([(SCOPE_LABEL, POSTGRES)]));
+    let mut volumes = vec![
+        config_map_volume("patroni", POSTGRES_PATRONI),
+        empty_dir("run", Some("16Mi")),
+        shared_memory(),
+        empty_dir("tmp", Some("256Mi")),
+    ];
+    volumes.extend(ephemeral_volume("data", storage));
+    let mut pod = pod_spec(
+        cell,
+        POSTGRES,
+        COMPONENT,
+        STORE_USER,
+        vec![container(cell, amounts)],
+        volumes,
+    );
+    pod.automount_service_account_token = Some(true);
+    // A fast shutdown ends with a checkpoint, and hands the lead over before that.
+    pod.termination_grace_period_seconds = Some(60);
+    StatefulSetSpec {
+        replicas: Some(members),
+        service_name: Some(POSTGRES_MEMBERS.to_owned()),
+        selector: selector(selector_labels(POSTGRES, COMPONENT)),
+        // Whichever member is there first leads; after a power cut the leader may be any of them.
+        pod_management_policy: Some("Parallel".to_owned()),
+        update_strategy: Some(StatefulSetUpdateStrategy {
+            type_: Some("RollingUpdate".to_owned()),
+            rolling_update: None,
+        }),
+        persistent_volume_claim_retention_policy: Some(retain()),
+        volume_claim_templates: claims("data", storage, &part_labels(cell, POSTGRES, COMPONENT)),
+        template: PodTemplateSpec {
+            metadata: Some(ObjectMeta {
+                labels: Some(labels),
+                annotations: Some(strings([(CONFIG_CHECKSUM, checksum)])),
+                ..ObjectMeta::default()
+            }),
+            spec: Some(pod),
+        },
+        ..StatefulSetSpec::default()
+    }
+}
+
+fn container(cell: &ValidatedCell, amounts: &Resources) -> Container {
+    Container {
+        name: POSTGRES.to_owned(),
+        image: Some(cell.store_image.clone()),
+        image_pull_policy: Some(cell.image_pull_policy.clone()),
+        command: Some(vec![
+            "/usr/bin/patroni".to_owned(),
+            format!("{CONFIG_MOUNT}/{CONFIG_FILE}"),
+        ]),
+        env: Some(variables()),
+        ports: Some(vec![
+            container_port("postgres", POSTGRES_PORT),
+            container_port("patroni", PATRONI_PORT),
+        ]),
+        startup_probe: Some(http_probe(
+            "/liveness",
+            "patroni",
+            &Patience {
+                period: 2,
+                failures: 60,
+                timeout: 2,
+            },
+        )),
+        // Says whether Patroni's loop turns, not whether PostgreSQL answers: that is Patroni's to repair.
+        liveness_probe: Some(http_probe(
+            "/liveness",
+            "patroni",
+            &Patience {
+                period: 10,
+                failures: 3,
+                timeout: 5,
+            },
+        )),
+        readiness_probe: Some(http_probe(
+            "/readiness",
+            "patroni",
+            &Patience {
+                period: 3,
+                failures: 3,
+                timeout: 3,
+            },
+        )),
+        resources: Some(resources(amounts)),
+        security_context: Some(container_security()),
+        volume_mounts: Some(vec![
+            mount("data", DATA_MOUNT, false),
+            mount("patroni", CONFIG_MOUNT, true),
+            mount("run", RUN_MOUNT, false),
+            mount("shm", "/dev/shm", false),
+            mount("tmp", "/tmp", false),
+        ]),
+        ..Container::default()
+    }
+}
+
+/// What differs between members, and the passwords.
+fn variables() -> Vec<EnvVar> {
+    // A reference to another variable works only after it, so the address comes first.
+    let mut variables = vec![
+        field_variable("PATRONI_KUBERNETES_POD_IP", "status.podIP"),
+        field_variable("PATRONI_KUBERNETES_NAMESPACE", "metadata.namespace"),
+        field_variable("PATRONI_NAME", "metadata.name"),
+        variable(
+            "PATRONI_POSTGRESQL_CONNECT_ADDRESS",
+            format!("$(PATRONI_KUBERNETES_POD_IP):{POSTGRES_PORT}"),
+        ),
+        variable(
+            "PATRONI_RESTAPI_CONNECT_ADDRESS",
+            format!("$(PATRONI_KUBERNETES_POD_IP):{PATRONI_PORT}"),
+        ),
+        // Whoever may change the cluster's configuration may run programs in it, so that takes a password, too.
+        variable("PATRONI_RESTAPI_USERNAME", MANAGER),
+    ];
+    variables.extend([
+        secret_variable("PATRONI_RESTAPI_PASSWORD", POSTGRES_ADMIN, "password"),
+        secret_variable("PATRONI_SUPERUSER_PASSWORD", POSTGRES_ADMIN, "password"),
+        secret_variable(
+            "PATRONI_REPLICATION_PASSWORD",
+            POSTGRES_ADMIN,
+            "replication-password",
+        ),
+        variable("HOME", "/tmp"),
+        variable("LC_ALL", "C.UTF-8"),
+        variable("PYTHONDONTWRITEBYTECODE", "1"),
+    ]);
+    variables
+}
+
+/// Parallel queries exchange rows through it, and the runtime's default of 64 MiB is soon used up.
+fn shared_memory() -> Volume {
+    Volume {
+        name: "shm".to_owned(),
+        empty_dir: Some(EmptyDirVolumeSource {
+            medium: Some("Memory".to_owned()),
+            size_limit: Some(Quantity("256Mi".to_owned())),
+        }),
+        ..Volume::default()
+    }
+}
+
+pub(super) fn config_map_volume(name: &str, config_map: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: config_map.to_owned(),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// Claims outlive their pods and their StatefulSet: only deleting the namespace, or a person, deletes data.
+pub(super) fn retain() -> StatefulSetPersistentVolumeClaimRetentionPolicy {
+    StatefulSetPersistentVolumeClaimRetentionPolicy {
+        when_deleted: Some("Retain".to_owned()),
+        when_scaled: Some("Retain".to_owned()),
+    }
+}
+
+/// The claim of each member, where the storage is persistent.
+pub(super) fn claims(
+    name: &str,
+    storage: &StoreStorage,
+    labels: &Labels,
+) -> Option<Vec<PersistentVolumeClaim>> {
+    let StoreStorage::Persistent {
+        size,
+        storage_class_name,
+    } = storage
+    else {
+        return None;
+    };
+    Some(vec![PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some(labels.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: storage_class_name.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([(
+                    "storage".to_owned(),
+                    Quantity(size.clone()),
+                )])),
+                limits: None,
+            }),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }])
+}
