@@ -40,14 +40,22 @@ pub fn chart_copy(manifest: &str) -> Result<String, String> {
 /// # Errors
 /// When a file cannot be read or written, or a manifest has another form than expected.
 pub fn copy_definitions(check: bool) -> Result<Vec<String>, Box<dyn std::error::Error>> {
-    let (from, to) = (repository().join("crds/manifests"), chart().join("files/crds"));
+    let (from, to) = (
+        repository().join("crds/manifests"),
+        chart().join("files/crds"),
+    );
     std::fs::create_dir_all(&to)?;
     let mut stale = Vec::new();
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&from)? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let fresh = chart_copy(&std::fs::read_to_string(&path)?).map_err(|wrong| format!("{name} {wrong}"))?;
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let fresh = chart_copy(&std::fs::read_to_string(&path)?)
+            .map_err(|wrong| format!("{name} {wrong}"))?;
         let target = to.join(&name);
         if std::fs::read_to_string(&target).ok().as_deref() != Some(&fresh) {
             stale.push(name.clone());
@@ -59,7 +67,11 @@ pub fn copy_definitions(check: bool) -> Result<Vec<String>, Box<dyn std::error::
     }
     for entry in std::fs::read_dir(&to)? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if !names.contains(&name) {
             stale.push(name);
             if !check {

@@ -16,12 +16,24 @@ const KINDS: [&str; 3] = ["Cell", "CellFleet", "RoutingTable"];
 fn health(kind: &str, resource: &Value) -> (String, String) {
     let objects = render(&[r#"argocd={"healthChecks":true}"#]);
     let key = format!("resource.customizations.health.titan.dev_{kind}");
-    let script = object(&objects, "ConfigMap", "titan-argocd-health")["data"][&key].as_str().unwrap().to_owned();
+    let script = object(&objects, "ConfigMap", "titan-argocd-health")["data"][&key]
+        .as_str()
+        .unwrap()
+        .to_owned();
     // Argo CD opens these libraries, no others.
-    let lua = Lua::new_with(StdLib::TABLE | StdLib::STRING | StdLib::MATH, LuaOptions::default()).unwrap();
-    lua.globals().set("obj", lua.to_value(resource).unwrap()).unwrap();
+    let lua = Lua::new_with(
+        StdLib::TABLE | StdLib::STRING | StdLib::MATH,
+        LuaOptions::default(),
+    )
+    .unwrap();
+    lua.globals()
+        .set("obj", lua.to_value(resource).unwrap())
+        .unwrap();
     let answer: mlua::Table = lua.load(script).eval().unwrap();
-    (answer.get("status").unwrap(), answer.get("message").unwrap())
+    (
+        answer.get("status").unwrap(),
+        answer.get("message").unwrap(),
+    )
 }
 
 fn resource(generation: i64, status: &Value) -> Value {
@@ -42,7 +54,12 @@ fn done() -> Steps {
     }
 }
 
-fn written(previous: Option<&CellStatus>, generation: i64, paused: bool, steps: Steps) -> CellStatus {
+fn written(
+    previous: Option<&CellStatus>,
+    generation: i64,
+    paused: bool,
+    steps: Steps,
+) -> CellStatus {
     cell_status(StatusInput {
         previous,
         generation,
@@ -61,18 +78,55 @@ fn cell(generation: i64, status: &CellStatus) -> Value {
 #[test]
 fn each_state_of_a_cell_is_read_right() {
     let serving = written(None, 3, false, done());
-    let databases = Steps { databases: Step::waiting("DatabasesStarting", "0 of 3 members"), ..done() };
-    let range = Steps { range: Step::failed("RangeOverlaps", "cell-000 holds 0..=99"), ..done() };
-    let services = Steps { services: Step::waiting("PodsNotReady", "order has 2 of 3 pods"), ..done() };
+    let databases = Steps {
+        databases: Step::waiting("DatabasesStarting", "0 of 3 members"),
+        ..done()
+    };
+    let range = Steps {
+        range: Step::failed("RangeOverlaps", "cell-000 holds 0..=99"),
+        ..done()
+    };
+    let services = Steps {
+        services: Step::waiting("PodsNotReady", "order has 2 of 3 pods"),
+        ..done()
+    };
     let cases = [
-        ("never looked at", cell(1, &written(None, 1, false, Steps::none())), "Progressing"),
-        ("waiting", cell(1, &written(None, 1, false, databases.clone())), "Progressing"),
-        ("refused", cell(1, &written(None, 1, false, range)), "Degraded"),
+        (
+            "never looked at",
+            cell(1, &written(None, 1, false, Steps::none())),
+            "Progressing",
+        ),
+        (
+            "waiting",
+            cell(1, &written(None, 1, false, databases.clone())),
+            "Progressing",
+        ),
+        (
+            "refused",
+            cell(1, &written(None, 1, false, range)),
+            "Degraded",
+        ),
         ("serving", cell(3, &serving), "Healthy"),
-        ("impaired", cell(3, &written(Some(&serving), 3, false, services)), "Degraded"),
-        ("rolling to a new spec", cell(4, &written(Some(&serving), 4, false, databases)), "Progressing"),
-        ("paused while serving", cell(4, &written(Some(&serving), 4, true, Steps::none())), "Suspended"),
-        ("paused from the start", cell(1, &written(None, 1, true, Steps::none())), "Suspended"),
+        (
+            "impaired",
+            cell(3, &written(Some(&serving), 3, false, services)),
+            "Degraded",
+        ),
+        (
+            "rolling to a new spec",
+            cell(4, &written(Some(&serving), 4, false, databases)),
+            "Progressing",
+        ),
+        (
+            "paused while serving",
+            cell(4, &written(Some(&serving), 4, true, Steps::none())),
+            "Suspended",
+        ),
+        (
+            "paused from the start",
+            cell(1, &written(None, 1, true, Steps::none())),
+            "Suspended",
+        ),
         ("the spec has moved on", cell(4, &serving), "Progressing"),
     ];
     for (case, resource, wanted) in cases {
@@ -84,7 +138,13 @@ fn each_state_of_a_cell_is_read_right() {
 
 #[test]
 fn the_message_is_the_one_of_the_condition() {
-    let steps = Steps { topics: Step::failed("KafkaRefused", "the topic has 6 partitions, the profile says 3"), ..done() };
+    let steps = Steps {
+        topics: Step::failed(
+            "KafkaRefused",
+            "the topic has 6 partitions, the profile says 3",
+        ),
+        ..done()
+    };
     let (_, message) = health("Cell", &cell(1, &written(None, 1, false, steps)));
     assert_eq!(message, "the topic has 6 partitions, the profile says 3");
 }
@@ -98,7 +158,11 @@ fn what_the_operator_has_not_looked_at_is_in_progress() {
             resource(1, &json!({"observedGeneration": -1})),
         ];
         for resource in fresh {
-            assert_eq!(health(kind, &resource).0, "Progressing", "{kind}: {resource}");
+            assert_eq!(
+                health(kind, &resource).0,
+                "Progressing",
+                "{kind}: {resource}"
+            );
         }
     }
 }
@@ -110,7 +174,11 @@ fn a_stale_condition_says_nothing() {
         let stale = resource(2, &json!({"observedGeneration": 2, "conditions": [ready]}));
         assert_eq!(health(kind, &stale).0, "Progressing", "{kind}");
         let fresh = resource(1, &json!({"observedGeneration": 1, "conditions": [ready]}));
-        assert_eq!(health(kind, &fresh), ("Healthy".to_owned(), "Serving".to_owned()), "{kind}");
+        assert_eq!(
+            health(kind, &fresh),
+            ("Healthy".to_owned(), "Serving".to_owned()),
+            "{kind}"
+        );
     }
 }
 
@@ -119,8 +187,14 @@ fn a_deletion_is_in_progress_until_it_is_stuck() {
     let mut deleting = cell(3, &written(None, 3, false, done()));
     deleting["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     assert_eq!(health("Cell", &deleting).0, "Progressing");
-    let steps = Steps { topics: Step::failed("KafkaUnreachable", "3 topics are left"), ..done() };
+    let steps = Steps {
+        topics: Step::failed("KafkaUnreachable", "3 topics are left"),
+        ..done()
+    };
     let mut stuck = cell(3, &written(None, 3, false, steps));
     stuck["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    assert_eq!(health("Cell", &stuck), ("Degraded".to_owned(), "3 topics are left".to_owned()));
+    assert_eq!(
+        health("Cell", &stuck),
+        ("Degraded".to_owned(), "3 topics are left".to_owned())
+    );
 }

@@ -13,14 +13,29 @@ use titan_testbed::Apiserver;
 const OPERATOR: &str = "--as=system:serviceaccount:titan-system:titan-operator";
 
 fn upgrade(cluster: &Apiserver, chart: &Path, values: &[&str]) -> String {
-    let (chart, config) = (chart.display().to_string(), cluster.kubeconfig().display().to_string());
-    let mut args = vec!["upgrade", "--install", "titan", &chart, "--namespace", NAMESPACE, "--create-namespace"];
+    let (chart, config) = (
+        chart.display().to_string(),
+        cluster.kubeconfig().display().to_string(),
+    );
+    let mut args = vec![
+        "upgrade",
+        "--install",
+        "titan",
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--create-namespace",
+    ];
     args.extend(["--kubeconfig", &config]);
     for value in values {
         args.extend(["--set", value]);
     }
     let output = helm(&args);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -40,7 +55,10 @@ fn create(cluster: &Apiserver, object: &Value, more: &[&str]) -> Result<String, 
     let file = folder.path().join("object.yaml");
     write_objects(&file, std::slice::from_ref(object));
     let file = file.display().to_string();
-    let args: Vec<&str> = ["create", "-f", &file].into_iter().chain(more.iter().copied()).collect();
+    let args: Vec<&str> = ["create", "-f", &file]
+        .into_iter()
+        .chain(more.iter().copied())
+        .collect();
     cluster.kubectl(&args).map_err(|error| error.to_string())
 }
 
@@ -71,7 +89,10 @@ fn wait_for_the_policy(cluster: &Apiserver) {
     let deadline = Instant::now() + Duration::from_secs(30);
     let stranger = cell_namespace("stranger", &json!({}));
     while create(cluster, &stranger, &[OPERATOR, "--dry-run=server"]).is_ok() {
-        assert!(Instant::now() < deadline, "the admission policy refuses nothing");
+        assert!(
+            Instant::now() < deadline,
+            "the admission policy refuses nothing"
+        );
     }
 }
 
@@ -104,15 +125,38 @@ fn the_operator_may_make_cells_and_nothing_around_them() {
     let cluster = installed();
     wait_for_the_policy(cluster);
     let can = |verb: &str, what: &str, namespace: &str| {
-        cluster.kubectl(&["auth", "can-i", verb, what, "-n", namespace, OPERATOR]).is_ok()
+        cluster
+            .kubectl(&["auth", "can-i", verb, what, "-n", namespace, OPERATOR])
+            .is_ok()
     };
 
     // A cell: its namespace, its own rights in it, then everything in it.
-    create(cluster, &cell_namespace("cell-001", &cell_labels("cell-001")), &[OPERATOR]).unwrap();
+    create(
+        cluster,
+        &cell_namespace("cell-001", &cell_labels("cell-001")),
+        &[OPERATOR],
+    )
+    .unwrap();
     assert!(!can("create", "secrets", "cell-001"));
-    create(cluster, &binding("cell-001", "titan-operator-cell"), &[OPERATOR]).unwrap();
-    create(cluster, &binding("cell-001", "titan-cell-postgres"), &[OPERATOR]).unwrap();
-    for what in ["secrets", "deployments.apps", "statefulsets.apps", "jobs.batch", "networkpolicies.networking.k8s.io"] {
+    create(
+        cluster,
+        &binding("cell-001", "titan-operator-cell"),
+        &[OPERATOR],
+    )
+    .unwrap();
+    create(
+        cluster,
+        &binding("cell-001", "titan-cell-postgres"),
+        &[OPERATOR],
+    )
+    .unwrap();
+    for what in [
+        "secrets",
+        "deployments.apps",
+        "statefulsets.apps",
+        "jobs.batch",
+        "networkpolicies.networking.k8s.io",
+    ] {
         assert!(can("create", what, "cell-001"), "{what}");
         assert!(!can("create", what, "default"), "{what}");
     }
@@ -120,37 +164,70 @@ fn the_operator_may_make_cells_and_nothing_around_them() {
     assert!(!can("list", "secrets", NAMESPACE));
 
     // Not a namespace that enforces nothing, nor one without a cell.
-    for labels in [json!({}), json!({"app.kubernetes.io/managed-by": "titan-operator", "titan.dev/cell": "cell-002"})] {
+    for labels in [
+        json!({}),
+        json!({"app.kubernetes.io/managed-by": "titan-operator", "titan.dev/cell": "cell-002"}),
+    ] {
         let said = create(cluster, &cell_namespace("cell-002", &labels), &[OPERATOR]).unwrap_err();
         assert!(said.contains("ValidatingAdmissionPolicy"), "{said}");
     }
     // Not a binding outside of cells, nor another role inside.
-    let said = create(cluster, &binding("kube-system", "titan-operator-cell"), &[OPERATOR]).unwrap_err();
+    let said = create(
+        cluster,
+        &binding("kube-system", "titan-operator-cell"),
+        &[OPERATOR],
+    )
+    .unwrap_err();
     assert!(said.contains("namespaces of cells alone"), "{said}");
     let said = create(cluster, &binding("cell-001", "cluster-admin"), &[OPERATOR]).unwrap_err();
     assert!(said.contains("orbidden"), "{said}");
     // Not the namespaces of others, whatever it would make of them.
     create(cluster, &cell_namespace("shop", &json!({})), &[]).unwrap();
-    let said = cluster.kubectl(&["delete", "namespace", "shop", "--dry-run=server", OPERATOR]).unwrap_err();
-    assert!(said.to_string().contains("namespaces of cells alone"), "{said}");
+    let said = cluster
+        .kubectl(&["delete", "namespace", "shop", "--dry-run=server", OPERATOR])
+        .unwrap_err();
+    assert!(
+        said.to_string().contains("namespaces of cells alone"),
+        "{said}"
+    );
     let label = [
-        "label", "namespace", "shop", "app.kubernetes.io/managed-by=titan-operator", "titan.dev/cell=shop",
-        "pod-security.kubernetes.io/enforce=restricted", OPERATOR,
+        "label",
+        "namespace",
+        "shop",
+        "app.kubernetes.io/managed-by=titan-operator",
+        "titan.dev/cell=shop",
+        "pod-security.kubernetes.io/enforce=restricted",
+        OPERATOR,
     ];
     let said = cluster.kubectl(&label).unwrap_err();
-    assert!(said.to_string().contains("namespaces of cells alone"), "{said}");
+    assert!(
+        said.to_string().contains("namespaces of cells alone"),
+        "{said}"
+    );
     // Its own namespaces stay restricted.
-    let relabel = ["label", "namespace", "cell-001", "pod-security.kubernetes.io/enforce=privileged", "--overwrite", OPERATOR];
+    let relabel = [
+        "label",
+        "namespace",
+        "cell-001",
+        "pod-security.kubernetes.io/enforce=privileged",
+        "--overwrite",
+        OPERATOR,
+    ];
     let said = cluster.kubectl(&relabel).unwrap_err();
     assert!(said.to_string().contains("restricted"), "{said}");
     // Nobody else is held to this.
-    cluster.kubectl(&["delete", "namespace", "shop", "--wait=false"]).map(drop).unwrap();
+    cluster
+        .kubectl(&["delete", "namespace", "shop", "--wait=false"])
+        .map(drop)
+        .unwrap();
 }
 
 #[test]
 fn the_list_of_the_operators_rights_holds_no_wildcard() {
     let cluster = installed();
-    let list = cluster.kubectl(&["auth", "can-i", "--list", "-n", "default", OPERATOR]).unwrap();
+    let list = cluster
+        .kubectl(&["auth", "can-i", "--list", "-n", "default", OPERATOR])
+        .unwrap();
     assert!(list.contains("cells.titan.dev"), "{list}");
     for line in list.lines() {
         // What every service account gets: discovery, by URL.
@@ -164,11 +241,30 @@ fn the_list_of_the_operators_rights_holds_no_wildcard() {
 fn an_upgrade_reaches_the_definitions_and_an_uninstall_leaves_them() {
     let cluster = Apiserver::start().unwrap();
     let original = titan_chart_tests::chart();
-    let notes = upgrade(&cluster, &original, &["images.tag=v1", "kafka.bootstrap=kafka.example:9092"]);
-    for wanted in ["kafka.example:9092", "release: \"v1\"", "kubectl wait --for=condition=Ready cell/cell-001"] {
-        assert!(notes.contains(wanted), "{wanted} is not in the notes:\n{notes}");
+    let notes = upgrade(
+        &cluster,
+        &original,
+        &["images.tag=v1", "kafka.bootstrap=kafka.example:9092"],
+    );
+    for wanted in [
+        "kafka.example:9092",
+        "release: \"v1\"",
+        "kubectl wait --for=condition=Ready cell/cell-001",
+    ] {
+        assert!(
+            notes.contains(wanted),
+            "{wanted} is not in the notes:\n{notes}"
+        );
     }
-    cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=30s"]).unwrap();
+    cluster
+        .kubectl(&[
+            "wait",
+            "crd",
+            "--all",
+            "--for=condition=Established",
+            "--timeout=30s",
+        ])
+        .unwrap();
 
     // The next release of the chart, in which a definition says more.
     let folder = tempfile::tempdir().unwrap();
@@ -180,7 +276,13 @@ fn an_upgrade_reaches_the_definitions_and_an_uninstall_leaves_them() {
     assert_ne!(definition, changed);
     std::fs::write(&file, changed).unwrap();
     upgrade(&cluster, &next, &["images.tag=v2"]);
-    let names = ["get", "crd", "cells.titan.dev", "-o", "jsonpath={.spec.names.shortNames}"];
+    let names = [
+        "get",
+        "crd",
+        "cells.titan.dev",
+        "-o",
+        "jsonpath={.spec.names.shortNames}",
+    ];
     assert_eq!(cluster.kubectl(&names).unwrap(), r#"["tc","titancell"]"#);
 
     // Uninstalled, the definitions and what they define stay; installed again, the release takes them back.
@@ -188,16 +290,52 @@ fn an_upgrade_reaches_the_definitions_and_an_uninstall_leaves_them() {
         "apiVersion": "titan.dev/v1alpha1", "kind": "CellFleet", "metadata": {"name": "main"},
         "spec": {"kafka": {"bootstrap": "kafka.example:9092"}},
     });
-    cluster.kubectl(&["wait", "crd", "--all", "--for=condition=Established", "--timeout=30s"]).unwrap();
+    cluster
+        .kubectl(&[
+            "wait",
+            "crd",
+            "--all",
+            "--for=condition=Established",
+            "--timeout=30s",
+        ])
+        .unwrap();
     create(&cluster, &fleet, &[]).unwrap();
     let config = cluster.kubeconfig().display().to_string();
-    let output = helm(&["uninstall", "titan", "--namespace", NAMESPACE, "--kubeconfig", &config]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(cluster.kubectl(&["get", "deployments", "-n", NAMESPACE, "-o", "name"]).unwrap().is_empty());
-    assert_eq!(cluster.kubectl(&["get", "cellfleets", "-o", "name"]).unwrap().trim(), "cellfleet.titan.dev/main");
+    let output = helm(&[
+        "uninstall",
+        "titan",
+        "--namespace",
+        NAMESPACE,
+        "--kubeconfig",
+        &config,
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        cluster
+            .kubectl(&["get", "deployments", "-n", NAMESPACE, "-o", "name"])
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(
+        cluster
+            .kubectl(&["get", "cellfleets", "-o", "name"])
+            .unwrap()
+            .trim(),
+        "cellfleet.titan.dev/main"
+    );
     upgrade(&cluster, &original, &["images.tag=v1"]);
     assert_eq!(cluster.kubectl(&names).unwrap(), r#"["tc"]"#);
-    assert_eq!(cluster.kubectl(&["get", "cellfleets", "-o", "name"]).unwrap().trim(), "cellfleet.titan.dev/main");
+    assert_eq!(
+        cluster
+            .kubectl(&["get", "cellfleets", "-o", "name"])
+            .unwrap()
+            .trim(),
+        "cellfleet.titan.dev/main"
+    );
 }
 
 fn copy(from: &Path, to: &Path) {

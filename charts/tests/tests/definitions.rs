@@ -17,7 +17,10 @@ fn the_chart_carries_the_generated_definitions() {
 fn rendered_definitions_are_the_types_plus_the_keep_annotation() {
     let objects = render(&[]);
     let definitions = titan_crds::definitions();
-    assert_eq!(of_kind(&objects, "CustomResourceDefinition").count(), definitions.len());
+    assert_eq!(
+        of_kind(&objects, "CustomResourceDefinition").count(),
+        definitions.len()
+    );
     for definition in definitions {
         let mut wanted = serde_json::to_value(&definition).unwrap();
         wanted["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
@@ -28,5 +31,12 @@ fn rendered_definitions_are_the_types_plus_the_keep_annotation() {
 
 #[test]
 fn definitions_can_be_left_to_others() {
-    assert_eq!(of_kind(&render(&[r#"crds={"install":false}"#]), "CustomResourceDefinition").count(), 0);
+    assert_eq!(
+        of_kind(
+            &render(&[r#"crds={"install":false}"#]),
+            "CustomResourceDefinition"
+        )
+        .count(),
+        0
+    );
 }

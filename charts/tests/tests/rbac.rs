@@ -42,14 +42,24 @@ fn rights(role: &Value) -> BTreeSet<String> {
 #[test]
 fn no_rule_holds_a_wildcard() {
     let objects = render(&EVERYTHING);
-    let roles: Vec<&Value> = of_kind(&objects, "ClusterRole").chain(of_kind(&objects, "Role")).collect();
+    let roles: Vec<&Value> = of_kind(&objects, "ClusterRole")
+        .chain(of_kind(&objects, "Role"))
+        .collect();
     assert_eq!(roles.len(), 4);
     for role in roles {
         for rule in role["rules"].as_array().unwrap() {
             for part in ["apiGroups", "resources", "verbs"] {
                 let values = strings(&rule[part]);
-                assert!(!values.is_empty(), "{}: no {part}", role["metadata"]["name"]);
-                assert!(values.iter().all(|value| !value.contains('*')), "{}: {rule}", role["metadata"]["name"]);
+                assert!(
+                    !values.is_empty(),
+                    "{}: no {part}",
+                    role["metadata"]["name"]
+                );
+                assert!(
+                    values.iter().all(|value| !value.contains('*')),
+                    "{}: {rule}",
+                    role["metadata"]["name"]
+                );
             }
             assert!(rule["nonResourceURLs"].is_null());
         }
@@ -60,14 +70,23 @@ fn no_rule_holds_a_wildcard() {
 fn secrets_are_out_of_reach_outside_cells() {
     let objects = render(&[]);
     let everywhere = rights(object(&objects, "ClusterRole", "titan-operator"));
-    assert!(!everywhere.iter().any(|right| right.contains("/secrets")), "{everywhere:?}");
+    assert!(
+        !everywhere.iter().any(|right| right.contains("/secrets")),
+        "{everywhere:?}"
+    );
     // In its own namespace it reads what is named, and lists nothing.
     let own = rights(object(&objects, "Role", "titan-operator"));
-    let secrets: Vec<&String> = own.iter().filter(|right| right.contains("/secrets")).collect();
+    let secrets: Vec<&String> = own
+        .iter()
+        .filter(|right| right.contains("/secrets"))
+        .collect();
     assert_eq!(secrets, ["get /secrets *any*"]);
     // PostgreSQL's pods read no Secret over the API.
     let postgres = rights(object(&objects, "ClusterRole", "titan-cell-postgres"));
-    assert!(!postgres.iter().any(|right| right.contains("secrets")), "{postgres:?}");
+    assert!(
+        !postgres.iter().any(|right| right.contains("secrets")),
+        "{postgres:?}"
+    );
 }
 
 #[test]
@@ -81,18 +100,39 @@ fn nothing_lets_the_operator_raise_its_own_rights() {
             let verb = right.split(' ').next().unwrap();
             let writes = !["get", "list", "watch"].contains(&verb);
             ["escalate", "impersonate"].contains(&verb)
-                || (writes && ["/roles ", "/clusterroles ", "/clusterrolebindings "].iter().any(|kind| right.contains(kind)))
+                || (writes
+                    && ["/roles ", "/clusterroles ", "/clusterrolebindings "]
+                        .iter()
+                        .any(|kind| right.contains(kind)))
         })
         .collect();
     let group = "rbac.authorization.k8s.io/clusterroles";
     assert_eq!(
         beyond,
-        [format!("bind {group} titan-cell-postgres"), format!("bind {group} titan-operator-cell")]
+        [
+            format!("bind {group} titan-cell-postgres"),
+            format!("bind {group} titan-operator-cell")
+        ]
     );
-    for role in ["titan-operator", "titan-operator-cell", "titan-cell-postgres"] {
+    for role in [
+        "titan-operator",
+        "titan-operator-cell",
+        "titan-cell-postgres",
+    ] {
         let rights = rights(object(&objects, "ClusterRole", role));
-        for resource in ["pods/exec", "pods/attach", "pods/portforward", "serviceaccounts/token", "nodes"] {
-            assert!(!rights.iter().any(|right| right.contains(&format!("/{resource} "))), "{role}: {resource}");
+        for resource in [
+            "pods/exec",
+            "pods/attach",
+            "pods/portforward",
+            "serviceaccounts/token",
+            "nodes",
+        ] {
+            assert!(
+                !rights
+                    .iter()
+                    .any(|right| right.contains(&format!("/{resource} "))),
+                "{role}: {resource}"
+            );
         }
     }
 }
@@ -101,7 +141,11 @@ fn nothing_lets_the_operator_raise_its_own_rights() {
 fn what_is_bound_is_what_is_meant() {
     let objects = render(&[]);
     let bindings: Vec<&Value> = of_kind(&objects, "ClusterRoleBinding").collect();
-    assert_eq!(bindings.len(), 1, "only the operator's own role holds everywhere");
+    assert_eq!(
+        bindings.len(),
+        1,
+        "only the operator's own role holds everywhere"
+    );
     let binding = bindings[0];
     assert_eq!(binding["roleRef"]["name"], "titan-operator");
     assert_eq!(
@@ -130,11 +174,17 @@ fn every_kind_of_a_cell_is_covered() {
             continue;
         }
         for verb in ["list", "watch"] {
-            assert!(allows(everywhere, verb, group, plural), "{verb} {plural} everywhere");
+            assert!(
+                allows(everywhere, verb, group, plural),
+                "{verb} {plural} everywhere"
+            );
         }
         if !matches!(kind, Kind::Namespace | Kind::RoleBinding) {
             for verb in ["create", "update", "patch", "delete", "deletecollection"] {
-                assert!(!allows(everywhere, verb, group, plural), "{verb} {plural} everywhere");
+                assert!(
+                    !allows(everywhere, verb, group, plural),
+                    "{verb} {plural} everywhere"
+                );
             }
         }
     }

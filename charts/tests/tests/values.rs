@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{EVERYTHING, helm, object, render, try_render};
+use common::{EVERYTHING, NAMESPACE, helm, object, render, try_render};
 
 #[test]
 fn bad_values_are_refused_by_name() {
@@ -12,26 +12,56 @@ fn bad_values_are_refused_by_name() {
         (r#"operator={"replicas":0}"#, "/operator/replicas"),
         (r#"operator={"replicas":"two"}"#, "/operator/replicas"),
         (r#"operator={"resources":{"request":{}}}"#, "request"),
-        (r#"operator={"resources":{"requests":{"memory":"64 MB"}}}"#, "/operator/resources/requests/memory"),
-        (r#"operator={"tolerations":[{"effect":"Never"}]}"#, "/operator/tolerations/0/effect"),
+        (
+            r#"operator={"resources":{"requests":{"memory":"64 MB"}}}"#,
+            "/operator/resources/requests/memory",
+        ),
+        (
+            r#"operator={"tolerations":[{"effect":"Never"}]}"#,
+            "/operator/tolerations/0/effect",
+        ),
         (r#"images={"tag":"with space"}"#, "/images/tag"),
         (r#"images={"pullPolicy":"Sometimes"}"#, "/images/pullPolicy"),
         (r#"images={"repository":"titan/"}"#, "/images/repository"),
-        (r#"images={"pullSecrets":[{"name":"registry"}]}"#, "/images/pullSecrets/0"),
+        (
+            r#"images={"pullSecrets":[{"name":"registry"}]}"#,
+            "/images/pullSecrets/0",
+        ),
         (r#"clusterDomain="""#, "/clusterDomain"),
         (r#"kafka={"bootstrap":"kafka"}"#, "/kafka/bootstrap"),
         (r#"kafka={"brokers":"kafka:9092"}"#, "brokers"),
         (r#"log={"format":"xml"}"#, "/log/format"),
         (r#"otlpEndpoint="collector""#, "/otlpEndpoint"),
-        (r#"router={"services":{"order":0}}"#, "/router/services/order"),
-        (r#"router={"services":{"order":9090}}"#, "/router/services/order"),
+        (
+            r#"router={"services":{"order":0}}"#,
+            "/router/services/order",
+        ),
+        (
+            r#"router={"services":{"order":9090}}"#,
+            "/router/services/order",
+        ),
         (r#"router={"services":{"Order":50001}}"#, "Order"),
         (r#"router={"fleet":"Main Fleet"}"#, "/router/fleet"),
-        (r#"router={"service":{"type":"ExternalName"}}"#, "/router/service/type"),
-        (r#"networkPolicy={"routerFrom":[{}]}"#, "/networkPolicy/routerFrom/0"),
-        (r#"networkPolicy={"externalStorePorts":[70000]}"#, "/networkPolicy/externalStorePorts/0"),
-        (r#"monitoring={"podMonitor":{"interval":"often"}}"#, "/monitoring/podMonitor/interval"),
-        (r#"monitoring={"rules":{"runbookBase":"https://wiki.example/"}}"#, "/monitoring/rules/runbookBase"),
+        (
+            r#"router={"service":{"type":"ExternalName"}}"#,
+            "/router/service/type",
+        ),
+        (
+            r#"networkPolicy={"routerFrom":[{}]}"#,
+            "/networkPolicy/routerFrom/0",
+        ),
+        (
+            r#"networkPolicy={"externalStorePorts":[70000]}"#,
+            "/networkPolicy/externalStorePorts/0",
+        ),
+        (
+            r#"monitoring={"podMonitor":{"interval":"often"}}"#,
+            "/monitoring/podMonitor/interval",
+        ),
+        (
+            r#"monitoring={"rules":{"runbookBase":"https://wiki.example/"}}"#,
+            "/monitoring/rules/runbookBase",
+        ),
         (r#"crds={"install":"yes"}"#, "/crds/install"),
         (r#"argocd={"namespace":"argocd"}"#, "namespace"),
     ];
@@ -54,17 +84,51 @@ fn bad_values_are_refused_by_name() {
 fn the_chart_passes_lint() {
     let chart = titan_chart_tests::chart().display().to_string();
     let kubernetes = titan_testbed::cache::KUBERNETES;
-    let output = helm(&["lint", "--strict", &chart, "--kube-version", kubernetes]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let output = helm(&[
+        "lint",
+        "--strict",
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--kube-version",
+        kubernetes,
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     render(&EVERYTHING);
 }
 
 #[test]
+fn another_namespace_is_refused() {
+    let chart = titan_chart_tests::chart().display().to_string();
+    let kubernetes = titan_testbed::cache::KUBERNETES;
+    let output = helm(&[
+        "template",
+        "titan",
+        &chart,
+        "--namespace",
+        "default",
+        "--kube-version",
+        kubernetes,
+    ]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("use --namespace titan-system"), "{said}");
+}
+
+#[test]
 fn images_come_from_the_values() {
-    let objects = render(&[r#"images={"repository":"registry.example/titan","tag":"v7","pullSecrets":["registry"]}"#]);
+    let objects = render(&[
+        r#"images={"repository":"registry.example/titan","tag":"v7","pullSecrets":["registry"]}"#,
+    ]);
     for name in ["titan-operator", "cell-router"] {
         let pod = &object(&objects, "Deployment", name)["spec"]["template"]["spec"];
-        assert_eq!(pod["containers"][0]["image"], format!("registry.example/titan/{name}:v7"));
+        assert_eq!(
+            pod["containers"][0]["image"],
+            format!("registry.example/titan/{name}:v7")
+        );
         assert_eq!(pod["imagePullSecrets"][0]["name"], "registry");
     }
 }
@@ -72,8 +136,8 @@ fn images_come_from_the_values() {
 #[test]
 fn a_change_of_the_routers_configuration_restarts_it() {
     let checksum = |objects: &[serde_json::Value]| {
-        let annotations =
-            &object(objects, "Deployment", "cell-router")["spec"]["template"]["metadata"]["annotations"];
+        let annotations = &object(objects, "Deployment", "cell-router")["spec"]["template"]["metadata"]
+            ["annotations"];
         annotations["checksum/config"].as_str().unwrap().to_owned()
     };
     assert_ne!(

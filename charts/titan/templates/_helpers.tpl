@@ -1,3 +1,11 @@
+{{- /* Services in cells look for the registry and the router there, and operators bind themselves from there. */}}
+{{- define "titan.namespace" -}}
+{{- if ne .Release.Namespace "titan-system" }}
+{{- fail (printf "Titan Cells belongs in the namespace titan-system, not in %s: use --namespace titan-system" .Release.Namespace) }}
+{{- end -}}
+titan-system
+{{- end }}
+
 {{- /* Labels of everything in the release; the argument is (dict "root" . "name" "titan-operator"). */}}
 {{- define "titan.labels" -}}
 {{ include "titan.selector" . }}

@@ -93,6 +93,9 @@ pub fn strings(value: &Value) -> Vec<&str> {
 
 /// Writes objects as a stream that kubectl reads.
 pub fn write_objects(path: &Path, objects: &[Value]) {
-    let stream: Vec<String> = objects.iter().map(|object| serde_json::to_string(object).unwrap()).collect();
+    let stream: Vec<String> = objects
+        .iter()
+        .map(|object| serde_json::to_string(object).unwrap())
+        .collect();
     std::fs::write(path, stream.join("\n---\n")).unwrap();
 }
