@@ -42,6 +42,17 @@ pub fn build(cell: &ValidatedCell, credentials: &Credentials) -> Result<Desired,
     Ok(objects.finish(cell))
 }
 
+/// Builds the namespace and the operator's own rights in it: what has to be there before the credentials of the cell, which
+/// lie in it, can be read.
+///
+/// # Errors
+/// Never for a validated cell.
+pub fn build_namespace(cell: &ValidatedCell) -> Result<Vec<Object>, Invalid> {
+    let mut objects = Objects::default();
+    namespace::build(cell, &mut objects)?;
+    Ok(objects.finish(cell).objects)
+}
+
 /// Whether every password is there that some object needs.
 fn complete(cell: &ValidatedCell, credentials: &Credentials) -> Result<(), Invalid> {
     let Credentials {
