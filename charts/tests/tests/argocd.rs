@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use titan_crds::CellStatus;
 use titan_planner::status::{StatusInput, Step, Steps, cell_status};
 
-const KINDS: [&str; 3] = ["Cell", "CellFleet", "RoutingTable"];
+const KINDS: [&str; 2] = ["Cell", "CellFleet"];
 
 /// What Argo CD would show: the health and its message.
 fn health(kind: &str, resource: &Value) -> (String, String) {

@@ -1,4 +1,4 @@
--- Argo CD's health of a Cell, a CellFleet or a RoutingTable, by the conditions of its status.
+-- Argo CD's health of a Cell or a CellFleet, by the conditions of its status.
 local generation = obj.metadata.generation or 0
 local status = obj.status or {}
 
