@@ -1,1 +1,3 @@
-//! Work in progress.
+//! The services about people: user.
+
+pub mod user;

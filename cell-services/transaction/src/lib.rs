@@ -1,1 +1,1 @@
-//! Work in progress.
+//! The services about money and goods: cart and order.

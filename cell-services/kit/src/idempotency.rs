@@ -1,0 +1,166 @@
+//! Idempotency keys: the same key and request is answered from what was saved, the same key with another
+//! request is an error.
+//!
+//! The key is written in the transaction of the effect. A duplicate that arrives meanwhile waits at the unique
+//! index until that transaction ends: then it finds the answer, or, after a roll-back, executes. A refused
+//! request saves nothing and leaves its key free.
+
+use std::time::Duration;
+
+use prost::Message;
+use sha2::{Digest, Sha256};
+use sqlx::{Connection, Row};
+use titan_routing::{Epoch, Key};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+
+use crate::Failure;
+use crate::database::Database;
+use crate::tx::Tx;
+
+/// The longest key.
+pub const MAX_KEY: usize = 255;
+
+/// What to do with a mutation.
+pub(crate) enum Claim {
+    /// Execute it.
+    Fresh,
+    /// Answer with these bytes.
+    Answered(Vec<u8>),
+}
+
+/// What two requests must share to be the same.
+pub(crate) fn request_hash(method: &str, message: &impl Message) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update(method.as_bytes());
+    hash.update([0]);
+    hash.update(message.encode_to_vec());
+    hash.finalize().to_vec()
+}
+
+pub(crate) async fn claim(
+    tx: &mut Tx,
+    key: &str,
+    method: &str,
+    hash: &[u8],
+) -> Result<Claim, Failure> {
+    let owner = tx.owner().as_i64();
+    let inserted = sqlx::query(
+        "INSERT INTO idempotency_keys (owner_id, key, method, request_hash) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (owner_id, key) DO NOTHING",
+    )
+    .bind(owner)
+    .bind(key)
+    .bind(method)
+    .bind(hash)
+    .execute(tx.connection()?)
+    .await?;
+    if inserted.rows_affected() == 1 {
+        return Ok(Claim::Fresh);
+    }
+    // A new statement sees what the insert waited for.
+    let row = sqlx::query(
+        "SELECT method, request_hash, response FROM idempotency_keys WHERE owner_id = $1 AND key = $2",
+    )
+    .bind(owner)
+    .bind(key)
+    .fetch_optional(tx.connection()?)
+    .await?;
+    let Some(row) = row else {
+        // Removed between the two statements, for its age.
+        return Err(Failure::conflict(
+            "the idempotency key has just expired; retry with a new one",
+        ));
+    };
+    if row.get::<&[u8], _>("request_hash") != hash {
+        return Err(Failure::refused(
+            Code::AlreadyExists,
+            format!(
+                "idempotency key `{key}` was used for another request, to {}; use a new key for a new request",
+                row.get::<&str, _>("method")
+            ),
+        ));
+    }
+    match row.get::<Option<Vec<u8>>, _>("response") {
+        Some(bytes) => Ok(Claim::Answered(bytes)),
+        None => Err(Failure::Corrupt(format!(
+            "idempotency key `{key}` has no answer"
+        ))),
+    }
+}
+
+pub(crate) async fn answer(tx: &mut Tx, key: &str, response: &[u8]) -> Result<(), Failure> {
+    sqlx::query("UPDATE idempotency_keys SET response = $3 WHERE owner_id = $1 AND key = $2")
+        .bind(tx.owner().as_i64())
+        .bind(key)
+        .bind(response)
+        .execute(tx.connection()?)
+        .await?;
+    Ok(())
+}
+
+/// How long a key is remembered.
+const KEPT: &str = "7 days";
+
+/// Removes keys that are too old, a batch at a time, by one replica.
+pub(crate) async fn retention(database: Database, stop: CancellationToken) {
+    let mut pause = Duration::from_secs(60);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = match remove_old(&database).await {
+            Ok(0) => Duration::from_secs(600),
+            Ok(removed) => {
+                tracing::debug!(removed, "removed old idempotency keys");
+                Duration::from_secs(1)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot remove old idempotency keys now");
+                Duration::from_secs(60)
+            }
+        };
+    }
+}
+
+async fn remove_old(database: &Database) -> Result<u64, Failure> {
+    let mut lease = database.dedicated().await?;
+    let leads: bool = sqlx::query_scalar(
+        "SELECT pg_try_advisory_lock(hashtext('idempotency ' || current_schema()), 1)",
+    )
+    .fetch_one(&mut lease)
+    .await?;
+    if !leads {
+        return Ok(0);
+    }
+    let owners: Vec<i64> = sqlx::query_scalar(
+        "SELECT DISTINCT owner_id FROM (SELECT owner_id FROM idempotency_keys
+          WHERE created_at < now() - $1::interval LIMIT 1000) old",
+    )
+    .bind(KEPT)
+    .fetch_all(&mut lease)
+    .await?;
+    let mut removed = 0;
+    for owner in owners {
+        let Ok(key) = Key::new(owner.cast_unsigned()) else {
+            continue;
+        };
+        // Rows of owners that have moved away are not ours to touch.
+        let Ok(owner) = database.ownership().check(key, Epoch(0)).await else {
+            continue;
+        };
+        let mut tx = Tx::begin(database, owner).await?;
+        removed += sqlx::query(
+            "DELETE FROM idempotency_keys WHERE owner_id = $1 AND created_at < now() - $2::interval",
+        )
+        .bind(key.as_i64())
+        .bind(KEPT)
+        .execute(tx.connection()?)
+        .await?
+        .rows_affected();
+        tx.commit(database).await?;
+    }
+    lease.close().await?;
+    Ok(removed)
+}

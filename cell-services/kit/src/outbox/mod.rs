@@ -1,0 +1,87 @@
+//! Events: written with their effect, published after it, in order.
+//!
+//! A transaction id is given out before the commit, so "rows with a larger id than the last" loses rows that
+//! commit late. The publisher reads rows whose transaction is below the oldest one that still runs: all of
+//! those are decided, and none can appear among them later. A transaction that stays open holds back the
+//! events of all; the service's own sessions are ended when they idle in one.
+
+mod publisher;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::Failure;
+use crate::ownership::Owner;
+
+pub(crate) use publisher::{Publisher, PublisherConfig};
+
+/// An event of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a, T> {
+    /// The topic, without the cell: one of the service's definition.
+    pub topic: &'a str,
+    /// What happened, in the past tense: `OrderCancelled`.
+    pub event_type: &'a str,
+    /// What it happened to.
+    pub aggregate_id: Uuid,
+    /// The facts.
+    pub data: &'a T,
+}
+
+/// What travels.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a, T> {
+    event_type: &'a str,
+    aggregate_id: Uuid,
+    /// A decimal number in a text, for keys do not fit the numbers of JavaScript.
+    user_id: String,
+    data: &'a T,
+    timestamp: String,
+    event_id: Uuid,
+    cell: &'a str,
+    epoch: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+}
+
+/// What the transaction adds to an event.
+pub(crate) struct Row<'a> {
+    pub(crate) owner: Owner,
+    pub(crate) cell: &'a str,
+    pub(crate) event_id: Uuid,
+    pub(crate) at: DateTime<Utc>,
+    pub(crate) traceparent: Option<&'a str>,
+}
+
+pub(crate) async fn write(
+    connection: &mut PgConnection,
+    row: &Row<'_>,
+    event: &Event<'_, impl Serialize + Sync>,
+) -> Result<(), Failure> {
+    let payload = serde_json::to_string(&Envelope {
+        event_type: event.event_type,
+        aggregate_id: event.aggregate_id,
+        user_id: row.owner.key.to_string(),
+        data: event.data,
+        timestamp: row.at.to_rfc3339_opts(SecondsFormat::Micros, true),
+        event_id: row.event_id,
+        cell: row.cell,
+        epoch: row.owner.epoch.0,
+        traceparent: row.traceparent,
+    })
+    .map_err(|error| Failure::Corrupt(error.to_string()))?;
+    sqlx::query(
+        "INSERT INTO outbox (owner_id, event_id, topic, payload, traceparent) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(row.owner.key.as_i64())
+    .bind(row.event_id)
+    .bind(event.topic)
+    .bind(payload)
+    .bind(row.traceparent)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

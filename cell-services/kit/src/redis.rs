@@ -1,0 +1,156 @@
+//! Redis, a single node or a cluster, behind one connection type.
+//!
+//! Keys are `{u:<owner>}:…`, so that all of an owner's keys lie in one slot. What must survive is in
+//! PostgreSQL; an empty Redis is a slow one, not a broken one.
+
+use std::time::Duration;
+
+use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use ::redis::cluster::ClusterClientBuilder;
+use ::redis::cluster_async::ClusterConnection;
+use ::redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
+use titan_routing::Key;
+use tokio::sync::OnceCell;
+
+use crate::config::RedisConfig;
+
+const CONNECT: Duration = Duration::from_secs(1);
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// The cell's Redis.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Single(ConnectionManager),
+    Cluster(std::sync::Arc<Cluster>),
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Single(_) => "Single",
+            Kind::Cluster(_) => "Cluster",
+        })
+    }
+}
+
+struct Cluster {
+    client: ::redis::cluster::ClusterClient,
+    connection: OnceCell<ClusterConnection>,
+}
+
+/// A connection, cheap to clone, that finds its way back after a failure.
+#[derive(Clone)]
+pub enum RedisConnection {
+    /// To a single node.
+    Single(ConnectionManager),
+    /// To a cluster.
+    Cluster(ClusterConnection),
+}
+
+impl Redis {
+    /// A client that connects when it is first used.
+    ///
+    /// # Errors
+    /// When the addresses cannot be read.
+    pub fn new(config: &RedisConfig) -> Result<Self, RedisError> {
+        let password = config.password.reveal();
+        let infos = config
+            .addrs
+            .iter()
+            .map(|address| {
+                let info = address.as_str().into_connection_info()?;
+                let mut settings = info.redis_settings().clone();
+                if !password.is_empty() {
+                    settings = settings.set_password(password);
+                }
+                Ok(info.set_redis_settings(settings))
+            })
+            .collect::<Result<Vec<_>, RedisError>>()?;
+        let kind = if config.cluster {
+            let client = ClusterClientBuilder::new(infos)
+                .connection_timeout(CONNECT)
+                .response_timeout(ANSWER)
+                .retries(3)
+                .max_retry_wait(200)
+                .build()?;
+            Kind::Cluster(std::sync::Arc::new(Cluster {
+                client,
+                connection: OnceCell::new(),
+            }))
+        } else {
+            let info = infos.into_iter().next().ok_or_else(|| {
+                RedisError::from((
+                    ::redis::ErrorKind::InvalidClientConfig,
+                    "TITAN_REDIS_ADDRS names no address",
+                ))
+            })?;
+            let settings = ConnectionManagerConfig::new()
+                .set_connection_timeout(Some(CONNECT))
+                .set_response_timeout(Some(ANSWER))
+                .set_number_of_retries(1)
+                .set_max_delay(Duration::from_millis(200));
+            Kind::Single(ConnectionManager::new_lazy_with_config(
+                Client::open(info)?,
+                settings,
+            )?)
+        };
+        Ok(Redis { kind })
+    }
+
+    /// A connection.
+    ///
+    /// # Errors
+    /// When no node of a cluster answers.
+    pub async fn connection(&self) -> Result<RedisConnection, RedisError> {
+        match &self.kind {
+            Kind::Single(manager) => Ok(RedisConnection::Single(manager.clone())),
+            Kind::Cluster(cluster) => {
+                let connection = cluster
+                    .connection
+                    .get_or_try_init(|| cluster.client.get_async_connection())
+                    .await?;
+                Ok(RedisConnection::Cluster(connection.clone()))
+            }
+        }
+    }
+}
+
+/// The name of a key of `owner`.
+#[must_use]
+pub fn owner_key(owner: Key, name: &str) -> String {
+    format!("{{u:{owner}}}:{name}")
+}
+
+impl ConnectionLike for RedisConnection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            RedisConnection::Single(connection) => connection.req_packed_command(cmd),
+            RedisConnection::Cluster(connection) => connection.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        cmd: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            RedisConnection::Single(connection) => {
+                connection.req_packed_commands(cmd, offset, count)
+            }
+            RedisConnection::Cluster(connection) => {
+                connection.req_packed_commands(cmd, offset, count)
+            }
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
