@@ -2,5 +2,15 @@
 //!
 //! Planning is in `titan-planner` and pure; this crate is the I/O around it.
 
+pub mod cell;
+pub mod cluster;
+pub mod context;
+pub mod fleet;
+pub mod http;
+mod lead;
+pub mod leader;
 pub mod ledger;
+pub mod metrics;
+pub mod operate;
 pub mod stores;
+pub mod tables;

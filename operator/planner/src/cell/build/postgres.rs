@@ -35,7 +35,7 @@ use crate::cell::names::{
     POSTGRES_MEMBERS, POSTGRES_PATRONI, POSTGRES_PORT, meta, part_labels, selector,
     selector_labels, strings,
 };
-use crate::object::{Kind, MANAGER, Stage};
+use crate::object::{Kind, MANAGER, Stage, canonical};
 
 const COMPONENT: Component = Component::Postgres;
 
@@ -54,14 +54,14 @@ pub(super) fn build(
         return Ok(());
     };
     let secret = admin_secret(cell, credentials);
-    let patroni = serde_yaml::to_string(&configuration(cell, *synchronous, resources)).map_err(
-        |error| Invalid {
-            reason: "BuildFailed",
-            message: format!(
-                "Patroni's configuration cannot be written: {error}; this is a defect of the operator"
-            ),
-        },
-    )?;
+    // As JSON, which YAML is a superset of: Patroni's YAML would read a bare `on` as true.
+    let configuration = canonical(configuration(cell, *synchronous, resources));
+    let patroni = serde_json::to_string_pretty(&configuration).map_err(|error| Invalid {
+        reason: "BuildFailed",
+        message: format!(
+            "Patroni's configuration cannot be written: {error}; this is a defect of the operator"
+        ),
+    })?;
     let mut checksum = Checksum::new("postgres");
     checksum.add(&patroni);
     for (key, value) in &secret {

@@ -1,0 +1,211 @@
+//! What is built, given to a real apiserver: it takes every object, and what it gives back is not drift.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use common::{Setup, credentials, from_yaml};
+use serde_json::Value;
+use titan_crds::Databases;
+use titan_planner::cell::{ValidatedCell, build};
+use titan_planner::object::{Kind, Object, drift};
+use titan_testbed::Apiserver;
+
+fn named(mut setup: Setup, name: &str) -> ValidatedCell {
+    setup.cell.metadata.name = Some(name.to_owned());
+    setup.valid()
+}
+
+fn external(mut setup: Setup) -> Setup {
+    setup.cell.spec.databases = from_yaml::<Databases>(
+        "{ postgres: { external: { secretName: pg } }, redis: { external: { secretName: redis } } }",
+    );
+    setup
+}
+
+/// Sizes written as nobody should, but may.
+fn oddly_sized(mut setup: Setup) -> Setup {
+    setup.profile = from_yaml(
+        "
+apiVersion: titan.dev/v1alpha1
+kind: ServiceProfile
+metadata: { name: odd }
+spec:
+  databases:
+    postgres:
+      storage: { persistent: { size: 2048Mi, storageClassName: fast } }
+      resources: { requests: { cpu: '0.25', memory: 0.5Gi }, limits: { cpu: 2000m, memory: 1073741824 } }
+    redis:
+      topology: Cluster
+      storage: { ephemeral: { sizeLimit: 1024Mi } }
+      resources: { limits: { cpu: '1.0', memory: 1.001Gi } }
+  services:
+  - name: user
+    port: 50020
+    replicas: 0
+    resources: { requests: { cpu: 0.5m, memory: 64000k }, limits: { cpu: 1500m, memory: 0.25Gi } }
+    env: { EMPTY: '', NUMBER: '0012', YES: 'yes' }
+  - name: cart
+    port: 50003
+    resources: { limits: { cpu: '1', memory: 128974848 } }
+    stores: { postgres: true, redis: true, kafka: true }
+    dependsOn: [user]
+",
+    );
+    setup
+}
+
+fn create(apiserver: &Apiserver, objects: &[Object], args: &[&str]) {
+    let mut text = String::new();
+    for object in objects {
+        writeln!(text, "---\n{}", object.body).unwrap();
+    }
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let path = file.path().display().to_string();
+    let mut command: Vec<&str> = args.to_vec();
+    command.extend(["--filename", &path]);
+    apiserver.kubectl(&command).unwrap();
+}
+
+fn live(apiserver: &Apiserver, cell: &ValidatedCell) -> BTreeMap<(Kind, String), Value> {
+    let mut found = BTreeMap::new();
+    for kind in Kind::ALL {
+        let (group, version, _, plural) = kind.names();
+        let prefix = if group.is_empty() {
+            format!("/api/{version}")
+        } else {
+            format!("/apis/{group}/{version}")
+        };
+        let path = if kind == Kind::Namespace {
+            format!("{prefix}/{plural}")
+        } else {
+            format!("{prefix}/namespaces/{}/{plural}", cell.name)
+        };
+        let list = apiserver.kubectl(&["get", "--raw", &path]).unwrap();
+        let list: Value = serde_json::from_str(&list).unwrap();
+        for item in list["items"].as_array().unwrap() {
+            let name = item["metadata"]["name"].as_str().unwrap().to_owned();
+            found.insert((kind, name), item.clone());
+        }
+    }
+    found
+}
+
+fn differences(objects: &[Object], live: &BTreeMap<(Kind, String), Value>) -> Vec<String> {
+    objects
+        .iter()
+        .filter_map(|object| {
+            let found = live
+                .get(&(object.kind, object.name.clone()))
+                .unwrap_or_else(|| panic!("{:?} {} is not there", object.kind, object.name));
+            let difference = drift(found, &object.body)?;
+            Some(format!("{:?} {}: {difference}", object.kind, object.name))
+        })
+        .collect()
+}
+
+#[test]
+fn the_apiserver_takes_every_object_and_gives_it_back_without_drift() {
+    let apiserver = titan_testbed::apiserver().unwrap();
+    let cells = [
+        named(Setup::quickstart(), "built-quickstart"),
+        named(Setup::standard(), "built-standard"),
+        named(Setup::web(), "built-web"),
+        named(external(Setup::web()), "built-external"),
+        named(oddly_sized(Setup::quickstart()), "built-odd"),
+    ];
+    for cell in &cells {
+        let desired = build(cell, &credentials(cell)).unwrap();
+        create(
+            apiserver,
+            &desired.objects,
+            &["create", "--validate=strict"],
+        );
+        let created = live(apiserver, cell);
+        assert_eq!(
+            differences(&desired.objects, &created),
+            [""; 0],
+            "{}",
+            cell.name
+        );
+
+        // Nor does it drift once it was applied on top.
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--field-manager=titan-operator",
+        ];
+        create(apiserver, &desired.objects, &apply);
+        let applied = live(apiserver, cell);
+        assert_eq!(
+            differences(&desired.objects, &applied),
+            [""; 0],
+            "{}",
+            cell.name
+        );
+    }
+}
+
+#[test]
+fn a_change_by_somebody_else_is_drift() {
+    let apiserver = titan_testbed::apiserver().unwrap();
+    let cell = named(Setup::standard(), "built-drift");
+    let desired = build(&cell, &credentials(&cell)).unwrap();
+    create(apiserver, &desired.objects, &["create"]);
+    let patches = [
+        ("deployment/order", r#"{"spec":{"replicas":1}}"#),
+        (
+            "deployment/cart",
+            r#"{"spec":{"template":{"spec":{"containers":[{"name":"cart","image":"other"}]}}}}"#,
+        ),
+        (
+            "deployment/user",
+            r#"{"spec":{"template":{"spec":{"containers":[{"name":"spy","image":"spy"}]}}}}"#,
+        ),
+        (
+            "service/postgres",
+            r#"{"spec":{"selector":{"role":"replica"}}}"#,
+        ),
+        (
+            "secret/cart-credentials",
+            r#"{"data":{"PGPASSWORD":"b3RoZXI="}}"#,
+        ),
+        ("secret/user-credentials", r#"{"data":{"MORE":"b3RoZXI="}}"#),
+        (
+            "configmap/cell-environment",
+            r#"{"data":{"TITAN_CELL":null}}"#,
+        ),
+        ("networkpolicy/default-deny", r#"{"spec":{"ingress":[{}]}}"#),
+        (
+            "networkpolicy/redis",
+            r#"{"spec":{"podSelector":{"matchLabels":{"more":"narrow"}}}}"#,
+        ),
+        (
+            "namespace/built-drift",
+            r#"{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"baseline"}}}"#,
+        ),
+        (
+            "serviceaccount/user",
+            r#"{"automountServiceAccountToken":true}"#,
+        ),
+        (
+            "poddisruptionbudget/cart",
+            r#"{"spec":{"maxUnavailable":3}}"#,
+        ),
+        (
+            "horizontalpodautoscaler/cart",
+            r#"{"spec":{"maxReplicas":4}}"#,
+        ),
+        ("statefulset/redis", r#"{"spec":{"replicas":3}}"#),
+    ];
+    for (target, patch) in patches {
+        apiserver
+            .kubectl(&["patch", target, "--namespace", &cell.name, "--patch", patch])
+            .unwrap();
+    }
+    let found = differences(&desired.objects, &live(apiserver, &cell));
+    insta::assert_snapshot!(found.join("\n"));
+}

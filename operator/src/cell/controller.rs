@@ -1,0 +1,150 @@
+//! When which Cell is reconciled.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use titan_crds::Cell;
+use titan_planner::object::{CELL_LABEL, MANAGED_BY, MANAGER};
+
+use crate::cell::{ReconcileError, reconcile};
+use crate::context::Context;
+
+/// Reconciles under way at once. Each has up to 16 requests under way itself.
+const CONCURRENCY: u16 = 16;
+/// How long to gather events of a cell before looking at it: its services become ready one after another.
+const DEBOUNCE: Duration = Duration::from_millis(250);
+/// How many objects a watch's first LIST asks for at a time.
+const PAGE: u32 = 500;
+
+/// What makes Cells be looked at, besides their own objects.
+pub struct Triggers {
+    /// Cells as they change.
+    pub cells: BoxStream<'static, Result<Cell, watcher::Error>>,
+    /// Profiles, fleets and routing tables as they change, as the Cells that they matter to.
+    pub references: BoxStream<'static, ObjectRef<Cell>>,
+}
+
+/// Reconciles Cells until `shutdown`, and ends when the last reconcile has.
+pub async fn run(
+    context: Arc<Context>,
+    triggers: Triggers,
+    shutdown: impl Future<Output = ()> + Send + Sync + 'static,
+) {
+    let Triggers { cells, references } = triggers;
+    Controller::for_stream(cells, context.cells.clone())
+        .with_config(
+            Config::default()
+                .concurrency(CONCURRENCY)
+                .debounce(DEBOUNCE),
+        )
+        .reconcile_on(references)
+        .reconcile_on(owned_objects(&context.client))
+        .graceful_shutdown_on(shutdown)
+        .run(timed, on_error, context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                tracing::debug!(%error, "cell controller");
+            }
+        })
+        .await;
+}
+
+async fn timed(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let name = cell.name_any();
+    let began = Instant::now();
+    let result = reconcile(cell, context.clone()).await;
+    let outcome = if result.is_ok() { "ok" } else { "error" };
+    context
+        .metrics
+        .reconcile_seconds
+        .with_label_values(&["cell", outcome])
+        .observe(began.elapsed().as_secs_f64());
+    if result.is_ok() {
+        context.failures.clear(&name);
+    }
+    result
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the controller passes these by value"
+)]
+fn on_error(cell: Arc<Cell>, error: &ReconcileError, context: Arc<Context>) -> Action {
+    let name = cell.name_any();
+    let delay = context.failures.next_delay(&name);
+    context
+        .metrics
+        .failures
+        .with_label_values(&["cell", error.category()])
+        .inc();
+    tracing::warn!(cell = name, %error, retry_in = ?delay, "reconcile failed");
+    Action::requeue(delay)
+}
+
+/// Every change of an object that the operator made, as the Cell that it belongs to. Only metadata is watched: what is in
+/// the objects is read when their cell is reconciled, so nothing of it is kept in memory.
+///
+/// Secrets are not watched: that would take the right to read every Secret of the cluster.
+fn owned_objects(client: &Client) -> BoxStream<'static, ObjectRef<Cell>> {
+    stream::select_all([
+        owned::<Namespace>(client),
+        owned::<RoleBinding>(client),
+        owned::<ServiceAccount>(client),
+        owned::<ConfigMap>(client),
+        owned::<NetworkPolicy>(client),
+        owned::<Service>(client),
+        owned::<StatefulSet>(client),
+        owned::<Job>(client),
+        owned::<Deployment>(client),
+        owned::<PodDisruptionBudget>(client),
+        owned::<HorizontalPodAutoscaler>(client),
+    ])
+    .boxed()
+}
+
+fn owned<K>(client: &Client) -> BoxStream<'static, ObjectRef<Cell>>
+where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let config = watcher::Config::default()
+        .labels(&format!("{MANAGED_BY}={MANAGER},{CELL_LABEL}"))
+        .page_size(PAGE);
+    watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config)
+        .default_backoff()
+        .touched_objects()
+        .filter_map(|object| async move {
+            match object {
+                Ok(object) => object
+                    .labels()
+                    .get(CELL_LABEL)
+                    .map(|cell| ObjectRef::new(cell)),
+                Err(error) => {
+                    tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted; it is begun again");
+                    None
+                }
+            }
+        })
+        .boxed()
+}

@@ -1,0 +1,171 @@
+//! The secrets of a cell: read where they exist, made where they do not.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use rand::distr::{Alphanumeric, SampleString};
+use serde_json::Value;
+use titan_planner::cell::{Credentials, PostgresPlan, RedisPlan, ServerCredentials, ValidatedCell};
+use titan_planner::object::Kind;
+use titan_planner::status::Step;
+
+use crate::cell::ReconcileError;
+use crate::cluster::LiveObjects;
+use crate::context::Context;
+
+/// 32 letters and digits: 190 bits, and nothing that a connection string would have to escape.
+const PASSWORD_LENGTH: usize = 32;
+
+/// Gathers the cell's credentials. A password that exists in the namespace is kept; one that does not is made, and lives
+/// from the moment its Secret is created. The outer error is worth another try, the inner step is for a person to mend.
+pub(super) async fn gather(
+    cell: &ValidatedCell,
+    live: &LiveObjects,
+    context: &Context,
+) -> Result<Result<Credentials, Step>, ReconcileError> {
+    let keep_or_make =
+        |secret: &str, key: &str| secret_value(live, secret, key).unwrap_or_else(password);
+
+    let postgres = match &cell.postgres {
+        PostgresPlan::Managed { .. } => ServerCredentials {
+            host: format!("postgres.{}", cell.endpoint()),
+            port: 5432,
+            username: "postgres".to_owned(),
+            password: keep_or_make("postgres-admin", "password"),
+            sslmode: "disable".to_owned(),
+        },
+        PostgresPlan::External { secret_name } => {
+            match external(context, secret_name, 5432).await? {
+                Ok(server) => server,
+                Err(step) => return Ok(Err(step)),
+            }
+        }
+    };
+    let redis = match &cell.redis {
+        RedisPlan::Managed { .. } => ServerCredentials {
+            host: format!("redis.{}", cell.endpoint()),
+            port: 6379,
+            username: String::new(),
+            password: keep_or_make("redis-auth", "password"),
+            sslmode: "disable".to_owned(),
+        },
+        RedisPlan::External { secret_name } => match external(context, secret_name, 6379).await? {
+            Ok(server) => server,
+            Err(step) => return Ok(Err(step)),
+        },
+    };
+    let services = cell
+        .schemas
+        .iter()
+        .map(|schema| {
+            let secret = format!("{}-credentials", schema.service);
+            (schema.service.clone(), keep_or_make(&secret, "PGPASSWORD"))
+        })
+        .collect();
+    Ok(Ok(Credentials {
+        postgres,
+        redis,
+        replication_password: keep_or_make("postgres-admin", "replication-password"),
+        services,
+    }))
+}
+
+fn password() -> String {
+    Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_LENGTH)
+}
+
+fn secret_value(live: &LiveObjects, secret: &str, key: &str) -> Option<String> {
+    let encoded = live
+        .get(Kind::Secret, secret)?
+        .body
+        .get("data")?
+        .get(key)
+        .and_then(Value::as_str)?;
+    let value = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
+    (!value.is_empty()).then_some(value)
+}
+
+/// Reads the Secret of an external server from the operator's own namespace.
+async fn external(
+    context: &Context,
+    name: &str,
+    default_port: u16,
+) -> Result<Result<ServerCredentials, Step>, ReconcileError> {
+    let namespace = &context.system_namespace;
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
+    let Some(secret) = secrets.get_opt(name).await? else {
+        return Ok(Err(Step::failed(
+            "ExternalSecretNotFound",
+            format!(
+                "Secret {namespace}/{name} does not exist; create it with host, port, username and password"
+            ),
+        )));
+    };
+    let data = secret.data.unwrap_or_default();
+    Ok(read_external(&data, default_port).map_err(|problem| {
+        Step::failed(
+            "ExternalSecretInvalid",
+            format!("Secret {namespace}/{name}: {problem}"),
+        )
+    }))
+}
+
+fn read_external(
+    data: &BTreeMap<String, ByteString>,
+    default_port: u16,
+) -> Result<ServerCredentials, String> {
+    let text = |key: &str| match data.get(key) {
+        None => Ok(None),
+        Some(ByteString(bytes)) => String::from_utf8(bytes.clone())
+            .map(|text| Some(text.trim_end_matches('\n').to_owned()))
+            .map_err(|_| format!("the value of {key} is not text")),
+    };
+    let host = text("host")?
+        .filter(|host| !host.is_empty())
+        .ok_or("it has no host; add the server's name or address under host")?;
+    let port = match text("port")? {
+        None => default_port,
+        Some(port) => port
+            .parse()
+            .map_err(|_| format!("port `{port}` is no port number"))?,
+    };
+    Ok(ServerCredentials {
+        host,
+        port,
+        username: text("username")?.unwrap_or_default(),
+        password: text("password")?.unwrap_or_default(),
+        sslmode: text("sslmode")?.unwrap_or_else(|| "prefer".to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(pairs: &[(&str, &str)]) -> BTreeMap<String, ByteString> {
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())))
+            .collect()
+    }
+
+    #[test]
+    fn an_external_server_needs_a_host_and_a_sound_port() {
+        let server = read_external(&data(&[("host", "db\n"), ("port", "6432")]), 5432).unwrap();
+        assert_eq!((server.host.as_str(), server.port), ("db", 6432));
+        let no_host = read_external(&data(&[("port", "1")]), 5432).unwrap_err();
+        assert!(no_host.contains("host"), "{no_host}");
+        let bad_port = read_external(&data(&[("host", "db"), ("port", "x")]), 5432).unwrap_err();
+        assert!(bad_port.contains("`x`"), "{bad_port}");
+    }
+
+    #[test]
+    fn passwords_are_long_and_differ() {
+        assert_eq!(password().len(), PASSWORD_LENGTH);
+        assert_ne!(password(), password());
+    }
+}

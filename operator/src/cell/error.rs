@@ -1,0 +1,49 @@
+//! Why a reconcile of a cell did not get to its end.
+
+use crate::cluster::ApplyError;
+use crate::ledger::Interrupted;
+use crate::stores::StoreError;
+
+/// Why a reconcile of a cell did not get to its end. It is tried again, later each time.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The apiserver refused or did not answer.
+    #[error("apiserver: {0}")]
+    Kube(#[from] kube::Error),
+    /// An object could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// PostgreSQL, Redis or Kafka refused or did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The Cell is not one that the apiserver could have sent.
+    #[error("the Cell has no {0}")]
+    Malformed(&'static str),
+    /// The ledger ended the reconcile.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl ReconcileError {
+    /// The label value in metrics.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            ReconcileError::Kube(_) | ReconcileError::Apply(ApplyError::Kube { .. }) => "apiserver",
+            ReconcileError::Apply(ApplyError::NotOurs { .. } | ApplyError::Refused { .. }) => {
+                "refused"
+            }
+            ReconcileError::Store(error) => error.category(),
+            ReconcileError::Malformed(_) => "malformed",
+            ReconcileError::Interrupted(_) | ReconcileError::Apply(ApplyError::Interrupted(_)) => {
+                "interrupted"
+            }
+        }
+    }
+
+    /// Whether the reconcile must stop at once, as if the process had died.
+    #[must_use]
+    pub fn is_interruption(&self) -> bool {
+        self.category() == "interrupted"
+    }
+}

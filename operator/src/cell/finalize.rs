@@ -1,0 +1,296 @@
+//! Taking a cell apart: its route first, then topics, then what is in its namespace.
+//!
+//! Under `Retain` the databases stay as they are, running, with their Secrets and topics; what goes is what serves: routes,
+//! services, accounts. Under `Delete` all of it goes.
+
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use titan_crds::{Cell, CellStatus, ConditionType, ReclaimPolicy};
+use titan_planner::Observed;
+use titan_planner::cell::{PostgresPlan, ValidatedCell, validate};
+use titan_planner::object::Kind;
+
+use crate::cell::ReconcileError;
+use crate::cell::credentials::gather;
+use crate::cell::dereference::{Dereferenced, as_ref, dereference};
+use crate::cell::report;
+use crate::cluster::{LiveObjects, ObjectClient, Scope, is_forbidden, prune};
+use crate::context::Context;
+use crate::ledger::{System, Write};
+use crate::stores::postgres;
+
+/// Keeps a Cell until what it has outside of Kubernetes is gone.
+pub(super) const FINALIZER: &str = "titan.dev/cell";
+/// Lets a deletion go on although its topics cannot be deleted.
+const ABANDON_TOPICS: &str = "titan.dev/abandon-topics";
+
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Why a deletion is not over yet.
+struct Holdup {
+    reason: &'static str,
+    message: String,
+    needs_person: bool,
+}
+
+impl Holdup {
+    fn wait(reason: &'static str, message: String) -> Self {
+        Holdup {
+            reason,
+            message,
+            needs_person: false,
+        }
+    }
+}
+
+/// Takes a cell apart as far as it goes now, and lets it go when nothing is left.
+///
+/// # Errors
+/// When something did not work that may work the next time.
+pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, ReconcileError> {
+    if !cell.finalizers().iter().any(|name| name == FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    if let Some(holdup) = take_apart(cell, context).await? {
+        report::write(cell, context, status_of(cell, &holdup)?).await?;
+        return Ok(Action::requeue(AGAIN));
+    }
+    release(cell, context).await?;
+    context.failures.clear(&cell.name_any());
+    Ok(Action::await_change())
+}
+
+async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Holdup>, ReconcileError> {
+    let name = cell.name_any();
+    let routed = context
+        .tables
+        .latest(&cell.spec.fleet)
+        .is_some_and(|table| table.cells_in_use().contains(name.as_str()));
+    if routed {
+        return Ok(Some(Holdup::wait(
+            "Unrouting",
+            "waiting for the routing table to let the range go".to_owned(),
+        )));
+    }
+    let referred = dereference(cell, context).await;
+    let delete = cell.spec.reclaim_policy == ReclaimPolicy::Delete;
+    if delete && let Some(holdup) = delete_topics(cell, context, &referred).await? {
+        return Ok(Some(holdup));
+    }
+
+    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
+    let Some(namespace) = client.get(Kind::Namespace, &name).await? else {
+        return Ok(None);
+    };
+    if !namespace.is_ours(&name) {
+        // The cell was refused because of it; nothing in it is ours.
+        return Ok(None);
+    }
+    if !delete {
+        return retain(&client, &name).await;
+    }
+    if namespace.is_deleting() {
+        return Ok(Some(Holdup::wait(
+            "NamespaceTerminating",
+            format!("waiting for namespace {name} to be gone"),
+        )));
+    }
+    if let Some(holdup) = drop_external_database(cell, context, &referred, &client).await? {
+        return Ok(Some(holdup));
+    }
+    client
+        .delete(&namespace)
+        .await
+        .map_err(|error| match error {
+            crate::cluster::ClientError::Kube(error) => ReconcileError::Kube(error),
+            crate::cluster::ClientError::Interrupted(interrupted) => interrupted.into(),
+        })?;
+    Ok(Some(Holdup::wait(
+        "NamespaceTerminating",
+        format!("waiting for namespace {name} to be gone"),
+    )))
+}
+
+/// Removes what serves and keeps what stores.
+async fn retain(client: &ObjectClient<'_>, name: &str) -> Result<Option<Holdup>, ReconcileError> {
+    let live = match LiveObjects::read(client).await {
+        Ok(live) => live,
+        // The operator's own RoleBinding went in an earlier pass: then all the rest had gone before.
+        Err(error) if is_forbidden(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let scope = Scope {
+        client,
+        cell: name,
+        live: &live,
+    };
+    prune(scope, &[], ReclaimPolicy::Retain).await?;
+    Ok(None)
+}
+
+async fn delete_topics(
+    cell: &Cell,
+    context: &Context,
+    referred: &Dereferenced,
+) -> Result<Option<Holdup>, ReconcileError> {
+    let name = cell.name_any();
+    if cell
+        .annotations()
+        .get(ABANDON_TOPICS)
+        .is_some_and(|value| value == "true")
+    {
+        tracing::warn!(
+            cell = name,
+            "leaving the cell's topics in Kafka, as its annotation says"
+        );
+        return Ok(None);
+    }
+    let Observed::Known(fleet) = as_ref(&referred.fleet) else {
+        return Ok(Some(Holdup {
+            reason: "FleetNotFound",
+            message: format!(
+                "fleet {} does not exist, so it is unknown which Kafka holds the topics titan.{name}.*; create the fleet again, or set the annotation {ABANDON_TOPICS}: \"true\" to leave them",
+                cell.spec.fleet
+            ),
+            needs_person: true,
+        }));
+    };
+    let gone = async {
+        let kafka = context.kafka.get(&fleet.spec.kafka.bootstrap)?;
+        let topics = kafka.existing(&name).await?;
+        if topics.is_empty() {
+            return Ok(());
+        }
+        kafka
+            .delete(&topics, context.ledger.as_ref())
+            .await
+            .map(|_| ())
+    };
+    match gone.await {
+        Ok(()) => Ok(None),
+        Err(crate::stores::StoreError::Interrupted(interrupted)) => Err(interrupted.into()),
+        Err(error) => Ok(Some(Holdup {
+            reason: "TopicsNotDeleted",
+            message: format!(
+                "the topics titan.{name}.* could not be deleted: {error}. Mend Kafka, or set the annotation {ABANDON_TOPICS}: \"true\" to leave them"
+            ),
+            needs_person: true,
+        })),
+    }
+}
+
+/// A managed database goes with its namespace; one on an external server has to be dropped.
+async fn drop_external_database(
+    cell: &Cell,
+    context: &Context,
+    referred: &Dereferenced,
+    client: &ObjectClient<'_>,
+) -> Result<Option<Holdup>, ReconcileError> {
+    let valid: ValidatedCell = match validate(
+        cell,
+        as_ref(&referred.profile),
+        as_ref(&referred.fleet),
+    ) {
+        Ok(valid) => valid,
+        Err(error) => {
+            tracing::warn!(cell = cell.name_any(), %error, "the spec is not valid; if the cell had a database on an external server, it is left there");
+            return Ok(None);
+        }
+    };
+    if !matches!(valid.postgres, PostgresPlan::External { .. }) {
+        return Ok(None);
+    }
+    let live = LiveObjects::read(client).await?;
+    let dropped = match gather(&valid, &live, context).await? {
+        Ok(credentials) => postgres::drop_database(
+            &credentials.postgres,
+            &valid.database(),
+            context.ledger.as_ref(),
+        )
+        .await
+        .map_err(|error| match error {
+            crate::stores::StoreError::Interrupted(interrupted) => Err(interrupted),
+            error => Ok(error.to_string()),
+        }),
+        Err(_) => Err(Ok("the Secret of the server is gone".to_owned())),
+    };
+    match dropped {
+        Ok(_) => Ok(None),
+        Err(Err(interrupted)) => Err(interrupted.into()),
+        Err(Ok(problem)) => Ok(Some(Holdup {
+            reason: "DatabaseNotDropped",
+            message: format!(
+                "database {} on the external server could not be dropped: {problem}. Mend the server, or set reclaimPolicy: Retain to leave the database",
+                valid.database()
+            ),
+            needs_person: true,
+        })),
+    }
+}
+
+fn status_of(cell: &Cell, holdup: &Holdup) -> Result<CellStatus, ReconcileError> {
+    let generation = cell
+        .metadata
+        .generation
+        .ok_or(ReconcileError::Malformed("generation"))?;
+    let before = cell.status.clone().unwrap_or_default();
+    let condition = |name: ConditionType, status: &str| Condition {
+        type_: name.as_str().to_owned(),
+        status: status.to_owned(),
+        reason: holdup.reason.to_owned(),
+        message: holdup.message.clone(),
+        observed_generation: Some(generation),
+        last_transition_time: before
+            .conditions
+            .iter()
+            .find(|old| old.type_ == name.as_str() && old.status == status)
+            .map_or_else(
+                || Time(Timestamp::now()),
+                |old| old.last_transition_time.clone(),
+            ),
+    };
+    let conditions = if holdup.needs_person {
+        vec![
+            condition(ConditionType::Ready, "False"),
+            condition(ConditionType::Stalled, "True"),
+        ]
+    } else {
+        vec![
+            condition(ConditionType::Ready, "Unknown"),
+            condition(ConditionType::Reconciling, "True"),
+        ]
+    };
+    Ok(CellStatus {
+        observed_generation: generation,
+        conditions,
+        ..before
+    })
+}
+
+async fn release(cell: &Cell, context: &Context) -> Result<(), ReconcileError> {
+    let name = cell.name_any();
+    let finalizers: Vec<&String> = cell
+        .finalizers()
+        .iter()
+        .filter(|finalizer| *finalizer != FINALIZER)
+        .collect();
+    let patch = json!({ "metadata": {
+        "finalizers": finalizers,
+        "resourceVersion": cell.resource_version(),
+    }});
+    Api::<Cell>::all(context.client.clone())
+        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    context.ledger.record(Write {
+        system: System::Kubernetes,
+        verb: "release",
+        target: format!("Cell {name}"),
+    })?;
+    Ok(())
+}

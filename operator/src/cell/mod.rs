@@ -1,0 +1,16 @@
+//! One Cell: dereference, validate, build, apply, update the status; or, when it is deleted, take it apart.
+
+mod cache;
+mod controller;
+mod credentials;
+mod dereference;
+mod error;
+mod finalize;
+mod namespace;
+mod reconcile;
+mod report;
+mod services;
+
+pub use controller::{Triggers, run};
+pub use error::ReconcileError;
+pub use reconcile::reconcile;

@@ -1,0 +1,500 @@
+//! One pass over one Cell: dereference, validate, build, apply, update the status.
+//!
+//! Every pass starts from what is there now, not from what an earlier pass remembers, and may end after any write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::{Api, ResourceExt};
+use serde_json::json;
+use titan_crds::{Cell, ServiceStatus};
+use titan_planner::cell::{
+    Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
+    validate,
+};
+use titan_planner::fleet::{Claim, claim};
+use titan_planner::object::{Kind, Stage};
+use titan_planner::status::{Step, Steps};
+use titan_routing::{Assignment, AssignmentState};
+
+use crate::cell::cache;
+use crate::cell::credentials::gather;
+use crate::cell::dereference::{as_ref, dereference};
+use crate::cell::error::ReconcileError;
+use crate::cell::finalize::{FINALIZER, finalize};
+use crate::cell::namespace::enter;
+use crate::cell::report::report;
+use crate::cell::services::{
+    Diagnoses, Migration, diagnose_pods, migrations, migrations_step, rollup, services_step,
+    step_of,
+};
+use crate::cluster::{ApplyError, LiveObjects, ObjectClient, Scope, apply_stage, prune};
+use crate::context::{Context, jitter};
+use crate::ledger::{System, Write};
+use crate::stores::{StoreError, kafka, postgres};
+
+/// How soon to look again at something that no watch tells of: a database that is starting, a pod that is stuck.
+const SOON: Duration = Duration::from_secs(3);
+/// How soon to look again at something that a person has to mend.
+const LATER: Duration = Duration::from_secs(20);
+/// How soon to look again at a cell that is as it should be, for drift outside of Kubernetes.
+const RESYNC: Duration = Duration::from_mins(10);
+
+/// What a pass found out, for the status.
+pub(super) struct Progress {
+    pub(super) steps: Steps,
+    pub(super) assignment: Option<Assignment>,
+    pub(super) services: Option<Vec<ServiceStatus>>,
+}
+
+impl Progress {
+    pub(super) const fn new() -> Self {
+        Progress {
+            steps: Steps::none(),
+            assignment: None,
+            services: None,
+        }
+    }
+}
+
+/// Brings one Cell a step nearer to its spec.
+///
+/// # Errors
+/// When something did not work that may work the next time.
+pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let paused = cell.spec.paused;
+    if cell.metadata.deletion_timestamp.is_some() && !paused {
+        return finalize(&cell, &context).await;
+    }
+    let mut progress = Progress::new();
+    if paused {
+        progress.assignment = context
+            .tables
+            .latest(&cell.spec.fleet)
+            .and_then(|table| table.served_by(&cell.name_any()).next().cloned());
+        report(&cell, &context, progress).await?;
+        return Ok(Action::await_change());
+    }
+    let cell = hold(cell, &context).await?;
+    let result = drive(&cell, &context, &mut progress).await;
+    if let Err(error) = &result {
+        if error.is_interruption() {
+            return result.map(|()| Action::await_change());
+        }
+        note_error(&mut progress.steps, error);
+    }
+    let next = requeue(&progress.steps);
+    report(&cell, &context, progress).await?;
+    match result {
+        Ok(()) => Ok(next),
+        Err(error) => match step_of_error(&error) {
+            // It is in the status, and trying at once again would change nothing.
+            Step::Failed { .. } => Ok(next),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Puts the finalizer on: from here on there may be things outside of Kubernetes.
+async fn hold(cell: Arc<Cell>, context: &Context) -> Result<Arc<Cell>, ReconcileError> {
+    if cell.finalizers().iter().any(|name| name == FINALIZER) {
+        return Ok(cell);
+    }
+    let name = cell.name_any();
+    let mut finalizers = cell.finalizers().to_vec();
+    finalizers.push(FINALIZER.to_owned());
+    let patch = json!({ "metadata": {
+        "finalizers": finalizers,
+        "resourceVersion": cell.resource_version(),
+    }});
+    let held = Api::<Cell>::all(context.client.clone())
+        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    context.ledger.record(Write {
+        system: System::Kubernetes,
+        verb: "hold",
+        target: format!("Cell {name}"),
+    })?;
+    Ok(Arc::new(held))
+}
+
+async fn drive(
+    cell: &Cell,
+    context: &Context,
+    progress: &mut Progress,
+) -> Result<(), ReconcileError> {
+    let referred = dereference(cell, context).await;
+    let valid = match validate(cell, as_ref(&referred.profile), as_ref(&referred.fleet)) {
+        Ok(valid) => valid,
+        Err(NotValid::Invalid(invalid)) => {
+            progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
+            return Ok(());
+        }
+        Err(NotValid::Waiting(invalid)) => {
+            progress.steps.accepted = Step::waiting(invalid.reason, invalid.message);
+            return Ok(());
+        }
+    };
+    progress.steps.accepted = Step::Done("the spec is valid".to_owned());
+    let Some(row) = hold_range(&valid, context, progress) else {
+        return Ok(());
+    };
+
+    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &valid.name);
+    let namespace = match build_namespace(&valid) {
+        Ok(namespace) => namespace,
+        Err(invalid) => {
+            progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
+            return Ok(());
+        }
+    };
+    let live = match enter(&client, &valid, &namespace).await? {
+        Ok(live) => live,
+        Err(step) => {
+            progress.steps.databases = step;
+            return Ok(());
+        }
+    };
+    let credentials = match gather(&valid, &live, context).await? {
+        Ok(credentials) => credentials,
+        Err(step) => {
+            progress.steps.databases = step;
+            return Ok(());
+        }
+    };
+    let desired = match build(&valid, &credentials) {
+        Ok(desired) => desired,
+        Err(invalid) => {
+            progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
+            return Ok(());
+        }
+    };
+    Pass {
+        valid: &valid,
+        credentials: &credentials,
+        desired: &desired,
+        live: &live,
+        client: &client,
+        context,
+    }
+    .run(&row, progress)
+    .await
+}
+
+/// The cell's row in the committed table. Nothing is created before there is one.
+fn hold_range(
+    valid: &ValidatedCell,
+    context: &Context,
+    progress: &mut Progress,
+) -> Option<Assignment> {
+    let table = context.tables.latest(&valid.fleet)?;
+    match claim(&table, &valid.name, valid.range) {
+        Claim::Held(row) => {
+            progress.steps.range = Step::Done(format!("{} at epoch {}", row.range, row.epoch));
+            progress.assignment = Some(row.clone());
+            Some(row.clone())
+        }
+        Claim::Overlaps(other) => {
+            progress.steps.range = Step::failed(
+                "RangeOverlaps",
+                format!(
+                    "userRange {} overlaps {} of cell {}, which had it first; delete one of the two cells, or create this one with another range",
+                    valid.range, other.range, other.cell
+                ),
+            );
+            None
+        }
+        Claim::NotYet => {
+            progress.steps.range = Step::waiting(
+                "RangePending",
+                "waiting for the routing table to take in the range",
+            );
+            None
+        }
+    }
+}
+
+/// Everything a pass works with once the cell has a namespace.
+struct Pass<'a> {
+    valid: &'a ValidatedCell,
+    credentials: &'a Credentials,
+    desired: &'a Desired,
+    live: &'a LiveObjects,
+    client: &'a ObjectClient<'a>,
+    context: &'a Context,
+}
+
+impl Pass<'_> {
+    async fn run(&self, row: &Assignment, progress: &mut Progress) -> Result<(), ReconcileError> {
+        self.apply(|stage| *stage == Stage::Foundation).await?;
+        self.apply(|stage| *stage == Stage::Stores).await?;
+        prune(
+            self.scope(),
+            &self.desired.objects,
+            self.valid.reclaim_policy,
+        )
+        .await?;
+
+        let (databases, topics) = tokio::join!(self.databases(), self.topics());
+        progress.steps.topics = topics?;
+        progress.steps.databases = databases?;
+        progress.services = Some(rollup(self.valid, self.live, &Diagnoses::new()));
+        if !progress.steps.databases.is_done() {
+            return Ok(());
+        }
+
+        self.apply(|stage| matches!(stage, Stage::Migration(_)))
+            .await?;
+        let jobs = migrations(self.live, &self.desired.objects);
+        self.apply(|stage| match stage {
+            Stage::Service(service) => jobs
+                .get(service)
+                .is_none_or(|(_, state)| *state == Migration::Done),
+            _ => false,
+        })
+        .await?;
+
+        let mut services = rollup(self.valid, self.live, &Diagnoses::new());
+        let calm = services
+            .iter()
+            .all(|service| service.ready >= service.desired)
+            && jobs.values().all(|(_, state)| *state == Migration::Done);
+        let diagnoses = if calm {
+            Diagnoses::new()
+        } else {
+            diagnose_pods(self.context, &self.valid.name).await?
+        };
+        if !calm {
+            services = rollup(self.valid, self.live, &diagnoses);
+        }
+        progress.steps.migrations = migrations_step(&self.valid.name, &jobs, &diagnoses);
+        progress.steps.services = self.as_released(services_step(&services, &diagnoses), &services);
+        progress.services = Some(services);
+        if row.state == AssignmentState::Active {
+            progress.steps.serving = self.serve(row).await?;
+        } else {
+            progress.steps.serving = Step::waiting(
+                "RangeNotActive",
+                "waiting for the routing table to send the range's requests here",
+            );
+        }
+        Ok(())
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        Scope {
+            client: self.client,
+            cell: &self.valid.name,
+            live: self.live,
+        }
+    }
+
+    async fn apply(&self, wanted: impl Fn(&Stage) -> bool) -> Result<(), ReconcileError> {
+        let objects = self
+            .desired
+            .objects
+            .iter()
+            .filter(|object| wanted(&object.stage));
+        let applied = apply_stage(self.scope(), objects).await?;
+        if applied.created + applied.repaired > 0 {
+            tracing::debug!(cell = self.valid.name, ?applied, "applied");
+        }
+        Ok(())
+    }
+
+    /// A service is not done while its Deployment runs another release than the spec names.
+    fn as_released(&self, step: Step, services: &[ServiceStatus]) -> Step {
+        if !step.is_done() {
+            return step;
+        }
+        let behind: Vec<&str> = self
+            .valid
+            .services
+            .iter()
+            .zip(services)
+            .filter(|(wanted, found)| wanted.release != found.release)
+            .map(|(wanted, _)| wanted.name.as_str())
+            .collect();
+        if behind.is_empty() {
+            step
+        } else {
+            Step::waiting(
+                "ReleaseRolling",
+                format!("waiting for the new release of {}", behind.join(", ")),
+            )
+        }
+    }
+
+    async fn databases(&self) -> Result<Step, ReconcileError> {
+        for store in self.managed_stores() {
+            let ready = self
+                .live
+                .get(Kind::StatefulSet, store)
+                .map_or(0, |set| set.number("/status/readyReplicas"));
+            if ready == 0 {
+                let diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
+                return Ok(diagnoses.get(store).map_or_else(
+                    || {
+                        Step::waiting(
+                            "DatabasesStarting",
+                            format!("waiting for {store} to become ready"),
+                        )
+                    },
+                    step_of,
+                ));
+            }
+        }
+        let ledger = self.context.ledger.as_ref();
+        let database = self.valid.database();
+        let (sql, cache) = tokio::join!(
+            postgres::ensure(
+                &self.credentials.postgres,
+                &database,
+                &self.valid.schemas,
+                &self.credentials.services,
+                ledger,
+            ),
+            cache::ensure(self.valid, self.credentials, ledger),
+        );
+        if let Err(error) = sql {
+            return store_step(error);
+        }
+        if let Err(error) = cache {
+            return store_step(error);
+        }
+        Ok(Step::Done(format!(
+            "PostgreSQL has {} schemas, Redis answers",
+            self.valid.schemas.len()
+        )))
+    }
+
+    fn managed_stores(&self) -> impl Iterator<Item = &'static str> {
+        let postgres =
+            matches!(self.valid.postgres, PostgresPlan::Managed { .. }).then_some("postgres");
+        let redis = matches!(self.valid.redis, RedisPlan::Managed { .. }).then_some("redis");
+        postgres.into_iter().chain(redis)
+    }
+
+    async fn topics(&self) -> Result<Step, ReconcileError> {
+        if self.valid.topics.is_empty() {
+            return Ok(Step::Done("the profile names no topics".to_owned()));
+        }
+        let kafka: Result<Arc<kafka::KafkaAdmin>, StoreError> =
+            self.context.kafka.get(&self.valid.kafka_bootstrap);
+        let ensured = match kafka {
+            Ok(kafka) => {
+                kafka
+                    .ensure(&self.valid.topics, self.context.ledger.as_ref())
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        match ensured {
+            Ok(_) => Ok(Step::Done(format!("{} topics", self.valid.topics.len()))),
+            Err(error) => store_step(error),
+        }
+    }
+
+    /// Lets this cell write its range, at the epoch of its row.
+    async fn serve(&self, row: &Assignment) -> Result<Step, ReconcileError> {
+        let activated = postgres::activate(
+            &self.credentials.postgres,
+            &self.valid.database(),
+            row.range,
+            &row.cell,
+            row.epoch,
+            self.context.ledger.as_ref(),
+        )
+        .await;
+        match activated {
+            Ok(_) => Ok(Step::Done(format!("{} at epoch {}", row.range, row.epoch))),
+            Err(error) => store_step(error),
+        }
+    }
+}
+
+/// A store that does not answer may only be starting; anything else it says is for a person.
+fn store_step(error: StoreError) -> Result<Step, ReconcileError> {
+    match error {
+        StoreError::Interrupted(interrupted) => Err(interrupted.into()),
+        error => Ok(step_of_store(&error)),
+    }
+}
+
+fn step_of_store(error: &StoreError) -> Step {
+    let product = match error.system() {
+        Some(System::Postgres) => "Postgres",
+        Some(System::Kafka) => "Kafka",
+        Some(System::Redis) => "Redis",
+        _ => "Store",
+    };
+    let what = match error {
+        StoreError::Unreachable { .. } => "Unreachable",
+        StoreError::Auth { .. } => "LoginRefused",
+        StoreError::Refused { .. } => "Refused",
+        StoreError::Invalid { .. } | StoreError::Interrupted(_) => "Invalid",
+    };
+    let reason = format!("{product}{what}");
+    let message = error.to_string();
+    if error.is_unreachable() {
+        Step::Waiting { reason, message }
+    } else {
+        Step::Failed { reason, message }
+    }
+}
+
+fn step_of_error(error: &ReconcileError) -> Step {
+    match error {
+        ReconcileError::Apply(refused @ ApplyError::NotOurs { .. }) => {
+            Step::failed("ObjectNotOurs", refused.to_string())
+        }
+        ReconcileError::Apply(refused @ ApplyError::Refused { .. }) => {
+            Step::failed("ObjectRefused", refused.to_string())
+        }
+        ReconcileError::Store(error) => step_of_store(error),
+        other => Step::waiting("ApiServerError", other.to_string()),
+    }
+}
+
+/// Writes an error into the first step that is not done: that is where the pass was.
+fn note_error(steps: &mut Steps, error: &ReconcileError) {
+    let Steps {
+        accepted,
+        range,
+        databases,
+        topics,
+        migrations,
+        services,
+        serving,
+    } = steps;
+    let order = [
+        accepted, range, databases, topics, migrations, services, serving,
+    ];
+    if let Some(step) = order.into_iter().find(|step| **step == Step::NotReached) {
+        *step = step_of_error(error);
+    }
+}
+
+fn requeue(steps: &Steps) -> Action {
+    let Steps {
+        accepted,
+        range,
+        databases,
+        topics,
+        migrations,
+        services,
+        serving,
+    } = steps;
+    let all = [
+        accepted, range, databases, topics, migrations, services, serving,
+    ];
+    if all.iter().all(|step| step.is_done()) {
+        Action::requeue(jitter(RESYNC))
+    } else if all.iter().any(|step| matches!(step, Step::Failed { .. })) {
+        Action::requeue(jitter(LATER))
+    } else {
+        Action::requeue(jitter(SOON))
+    }
+}

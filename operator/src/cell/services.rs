@@ -1,0 +1,199 @@
+//! How far the services and migrations of a cell are, read from what is in its namespace.
+
+use std::collections::BTreeMap;
+
+use kube::api::ListParams;
+use kube::core::Request;
+use serde_json::Value;
+use titan_crds::ServiceStatus;
+use titan_planner::cell::ValidatedCell;
+use titan_planner::diagnosis::{Diagnosis, diagnose};
+use titan_planner::object::{CELL_LABEL, Kind, Object, Stage};
+use titan_planner::status::Step;
+
+use crate::cluster::{LiveObject, LiveObjects};
+use crate::context::Context;
+
+/// What is wrong with the pods of a cell, by the name in their `app.kubernetes.io/name` label.
+pub(super) type Diagnoses = BTreeMap<String, Diagnosis>;
+
+/// Looks at the pods of a cell. Only called when something is not ready.
+pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagnoses, kube::Error> {
+    let request = Request::new(format!("/api/v1/namespaces/{cell}/pods"))
+        .list(&ListParams::default().labels(&format!("{CELL_LABEL}={cell}")))
+        .map_err(kube::Error::BuildRequest)?;
+    let pods: Value = context.client.request(request).await?;
+    let pods = pods.get("items").and_then(Value::as_array);
+    Ok(pods
+        .into_iter()
+        .flatten()
+        .filter_map(|pod| {
+            let labels = pod.pointer("/metadata/labels")?;
+            let name = labels.get("app.kubernetes.io/name")?.as_str()?;
+            Some((name.to_owned(), diagnose(pod)?))
+        })
+        .collect())
+}
+
+/// The state of a migration Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Migration {
+    Done,
+    Running,
+    Failed,
+}
+
+pub(super) fn migration(live: &LiveObjects, job: &str) -> Migration {
+    let Some(job) = live.get(Kind::Job, job) else {
+        return Migration::Running;
+    };
+    let has = |name: &str| {
+        job.body
+            .pointer("/status/conditions")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .any(|condition| condition["type"] == name && condition["status"] == "True")
+    };
+    if has("Complete") {
+        Migration::Done
+    } else if has("Failed") {
+        Migration::Failed
+    } else {
+        Migration::Running
+    }
+}
+
+/// The Jobs of the plan and how far they are, by service.
+pub(super) fn migrations(
+    live: &LiveObjects,
+    objects: &[Object],
+) -> BTreeMap<String, (String, Migration)> {
+    objects
+        .iter()
+        .filter_map(|object| match &object.stage {
+            Stage::Migration(service) if object.kind == Kind::Job => Some((
+                service.clone(),
+                (object.name.clone(), migration(live, &object.name)),
+            )),
+            _ => None,
+        })
+        .collect()
+}
+
+/// What the migrations come to.
+pub(super) fn migrations_step(
+    cell: &str,
+    migrations: &BTreeMap<String, (String, Migration)>,
+    diagnoses: &Diagnoses,
+) -> Step {
+    let failed = migrations
+        .iter()
+        .find(|(_, (_, state))| *state == Migration::Failed);
+    if let Some((service, (job, _))) = failed {
+        return Step::failed(
+            "MigrationFailed",
+            format!(
+                "the schema migration of {service} failed: kubectl logs -n {cell} job/{job}; the old release keeps running. Fix the migration and roll it out as a new release"
+            ),
+        );
+    }
+    let running: Vec<&str> = migrations
+        .iter()
+        .filter(|(_, (_, state))| *state == Migration::Running)
+        .map(|(service, _)| service.as_str())
+        .collect();
+    if running.is_empty() {
+        return Step::Done(format!("{} schemas are at the release", migrations.len()));
+    }
+    if let Some(diagnosis) = running.iter().find_map(|service| diagnoses.get(*service)) {
+        return step_of(diagnosis);
+    }
+    Step::waiting("Migrating", format!("migrating {}", running.join(", ")))
+}
+
+/// The status of each service, in the plan's order.
+pub(super) fn rollup(
+    cell: &ValidatedCell,
+    live: &LiveObjects,
+    diagnoses: &Diagnoses,
+) -> Vec<ServiceStatus> {
+    cell.services
+        .iter()
+        .map(|service| {
+            let deployment = live.get(Kind::Deployment, &service.name);
+            let message = diagnoses
+                .get(&service.name)
+                .map(|diagnosis| diagnosis.message.clone());
+            let desired = deployment
+                .map(|live| live.number("/spec/replicas"))
+                .or(service.replicas.map(i64::from))
+                .unwrap_or(1);
+            ServiceStatus {
+                name: service.name.clone(),
+                release: deployment
+                    .and_then(image_tag)
+                    .unwrap_or_else(|| service.release.clone()),
+                desired: clamp(desired),
+                ready: clamp(deployment.map_or(0, ready_pods)),
+                message,
+            }
+        })
+        .collect()
+}
+
+fn clamp(count: i64) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// The tag of the first container's image.
+fn image_tag(deployment: &LiveObject) -> Option<String> {
+    let image = deployment
+        .body
+        .pointer("/spec/template/spec/containers/0/image")?
+        .as_str()?;
+    Some(image.rsplit_once(':')?.1.to_owned())
+}
+
+/// Pods of the current template that are ready; 0 while the Deployment's status speaks of an older one.
+fn ready_pods(deployment: &LiveObject) -> i64 {
+    let generation = deployment.number("/metadata/generation");
+    if deployment.number("/status/observedGeneration") < generation {
+        return 0;
+    }
+    let updated = deployment.number("/status/updatedReplicas");
+    deployment.number("/status/readyReplicas").min(updated)
+}
+
+/// What the services come to.
+pub(super) fn services_step(services: &[ServiceStatus], diagnoses: &Diagnoses) -> Step {
+    let lacking: Vec<&ServiceStatus> = services
+        .iter()
+        .filter(|service| service.ready < service.desired)
+        .collect();
+    if lacking.is_empty() {
+        return Step::Done(format!("{} services have their pods", services.len()));
+    }
+    if let Some(diagnosis) = lacking
+        .iter()
+        .find_map(|service| diagnoses.get(&service.name))
+    {
+        return step_of(diagnosis);
+    }
+    let list: Vec<String> = lacking
+        .iter()
+        .map(|service| format!("{} {}/{}", service.name, service.ready, service.desired))
+        .collect();
+    Step::waiting(
+        "ServicesStarting",
+        format!("waiting for {}", list.join(", ")),
+    )
+}
+
+pub(super) fn step_of(diagnosis: &Diagnosis) -> Step {
+    if diagnosis.needs_person {
+        Step::failed(diagnosis.reason, &diagnosis.message)
+    } else {
+        Step::waiting(diagnosis.reason, &diagnosis.message)
+    }
+}

@@ -1,0 +1,213 @@
+//! Making what is there what was planned, with as few writes as it takes.
+
+use std::collections::BTreeSet;
+
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use titan_crds::ReclaimPolicy;
+use titan_planner::object::{Kind, Object, drift};
+
+use crate::cluster::client::ClientError;
+use crate::cluster::{LiveObject, LiveObjects, ObjectClient, is_conflict};
+
+/// How many writes of one cell are under way at once.
+const PARALLEL_WRITES: usize = 16;
+
+/// What is being applied, and to what.
+#[derive(Clone, Copy)]
+pub struct Scope<'a> {
+    /// The namespace's objects.
+    pub client: &'a ObjectClient<'a>,
+    /// The cell.
+    pub cell: &'a str,
+    /// What was there when the reconcile began.
+    pub live: &'a LiveObjects,
+}
+
+/// What applying came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Objects created.
+    pub created: usize,
+    /// Objects written over.
+    pub repaired: usize,
+}
+
+/// Why objects could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// An object of this name exists and is not ours.
+    #[error(
+        "{kind} {name} exists in the namespace and was not made by the operator; delete or rename it, or give the cell another name"
+    )]
+    NotOurs {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The apiserver will never take this object as it is.
+    #[error("the apiserver refuses {kind} {name}: {message}")]
+    Refused {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What the apiserver says.
+        message: String,
+    },
+    /// The apiserver could not be asked, or changed under us.
+    #[error("{kind} {name}: {error}")]
+    Kube {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// The error.
+        error: Box<kube::Error>,
+    },
+    /// The ledger ended the reconcile.
+    #[error(transparent)]
+    Interrupted(#[from] crate::ledger::Interrupted),
+}
+
+impl ApplyError {
+    fn new(kind: Kind, name: &str, error: ClientError) -> Self {
+        let (_, _, kind, _) = kind.names();
+        let name = name.to_owned();
+        match error {
+            ClientError::Interrupted(interrupted) => ApplyError::Interrupted(interrupted),
+            // 422: the object is invalid, or changes what cannot be changed.
+            ClientError::Kube(kube::Error::Api(status)) if status.code == 422 => {
+                ApplyError::Refused {
+                    kind,
+                    name,
+                    message: status.message.clone(),
+                }
+            }
+            ClientError::Kube(error) => ApplyError::Kube {
+                kind,
+                name,
+                error: Box::new(error),
+            },
+        }
+    }
+}
+
+/// Applies objects that do not depend on one another.
+///
+/// # Errors
+/// The first object that could not be applied; others may have been by then.
+pub async fn apply_stage<'a>(
+    scope: Scope<'a>,
+    objects: impl IntoIterator<Item = &'a Object>,
+) -> Result<Applied, ApplyError> {
+    let writes: Vec<_> = objects
+        .into_iter()
+        .map(|object| apply_one(scope, object).boxed())
+        .collect();
+    stream::iter(writes)
+        .buffer_unordered(PARALLEL_WRITES)
+        .try_fold(Applied::default(), |sum, one| async move {
+            Ok(Applied {
+                created: sum.created + one.created,
+                repaired: sum.repaired + one.repaired,
+            })
+        })
+        .await
+}
+
+async fn apply_one(scope: Scope<'_>, object: &Object) -> Result<Applied, ApplyError> {
+    let fail = |error| ApplyError::new(object.kind, &object.name, error);
+    let created = Applied {
+        created: 1,
+        repaired: 0,
+    };
+    let found;
+    let live = match scope.live.get(object.kind, &object.name) {
+        Some(live) => live,
+        None => match scope.client.create(object).await {
+            Ok(()) => return Ok(created),
+            // It exists after all: our view was old, or it does not carry our label.
+            Err(ClientError::Kube(error)) if is_conflict(&error) => {
+                found = scope
+                    .client
+                    .get(object.kind, &object.name)
+                    .await
+                    .map_err(|error| fail(error.into()))?;
+                match &found {
+                    Some(live) => live,
+                    None => return Err(fail(error.into())),
+                }
+            }
+            Err(error) => return Err(fail(error)),
+        },
+    };
+    if !live.is_ours(scope.cell) {
+        let (_, _, kind, _) = object.kind.names();
+        return Err(ApplyError::NotOurs {
+            kind,
+            name: object.name.clone(),
+        });
+    }
+    if is_as_planned(object, live) {
+        return Ok(Applied::default());
+    }
+    scope.client.apply(object, live).await.map_err(fail)?;
+    Ok(Applied {
+        created: 0,
+        repaired: 1,
+    })
+}
+
+fn is_as_planned(object: &Object, live: &LiveObject) -> bool {
+    if live.desired_hash() != Some(object.hash.as_str()) {
+        return false;
+    }
+    match drift(&live.body, &object.body) {
+        None => true,
+        Some(path) => {
+            tracing::info!(kind = ?object.kind, name = object.name, path, "repairing drift");
+            false
+        }
+    }
+}
+
+/// Deletes what the operator made and the plan no longer names. Data stays under [`ReclaimPolicy::Retain`].
+///
+/// # Errors
+/// The first object that could not be deleted.
+pub async fn prune(
+    scope: Scope<'_>,
+    desired: &[Object],
+    policy: ReclaimPolicy,
+) -> Result<usize, ApplyError> {
+    let named: BTreeSet<(Kind, &str)> = desired
+        .iter()
+        .map(|object| (object.kind, object.name.as_str()))
+        .collect();
+    let superfluous = scope.live.iter().filter(|live| {
+        live.is_ours(scope.cell)
+            && !live.is_deleting()
+            && !named.contains(&(live.kind, live.name.as_str()))
+            && (policy == ReclaimPolicy::Delete || !holds_data(live))
+    });
+    let mut deleted = 0;
+    for live in superfluous {
+        scope
+            .client
+            .delete(live)
+            .await
+            .map_err(|error| ApplyError::new(live.kind, &live.name, error))?;
+        deleted += 1;
+    }
+    Ok(deleted)
+}
+
+/// Whether data, or the only way to it, would go with the object. A service's own credentials are not that: they are
+/// made anew at any time.
+fn holds_data(live: &LiveObject) -> bool {
+    live.body
+        .pointer("/metadata/annotations")
+        .and_then(|annotations| annotations.get(titan_planner::object::HOLDS_DATA))
+        .is_some()
+}

@@ -1,0 +1,280 @@
+//! Requests for objects of the kinds that make up a cell.
+//!
+//! Thinner than `kube::Api` for one reason: the answer to a write is thrown away, so the apiserver is asked for the
+//! object's metadata alone, and what it sends is not decoded into a whole object.
+
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Request;
+use kube::{Client, Error};
+use serde_json::{Value, json};
+use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object};
+
+use crate::cluster::LiveObject;
+use crate::ledger::{Ledger, System, Write};
+
+const METADATA_ONLY: HeaderValue =
+    HeaderValue::from_static("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
+
+/// How many objects a LIST asks for at a time.
+const PAGE: u32 = 200;
+
+/// Reads and writes the objects of one cell.
+#[derive(Clone)]
+pub struct ObjectClient<'a> {
+    client: &'a Client,
+    ledger: &'a dyn Ledger,
+    namespace: &'a str,
+}
+
+/// Why a request did not succeed, or why nothing may follow it.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The apiserver refused, or did not answer.
+    #[error(transparent)]
+    Kube(#[from] Error),
+    /// The ledger ended the reconcile.
+    #[error(transparent)]
+    Interrupted(#[from] crate::ledger::Interrupted),
+}
+
+impl<'a> ObjectClient<'a> {
+    /// A client for the namespace of a cell.
+    #[must_use]
+    pub fn new(client: &'a Client, ledger: &'a dyn Ledger, namespace: &'a str) -> Self {
+        ObjectClient {
+            client,
+            ledger,
+            namespace,
+        }
+    }
+
+    /// All objects of a kind in the namespace that carry the cell's label. The cell has the name of the namespace.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub async fn list(&self, kind: Kind) -> Result<Vec<LiveObject>, Error> {
+        let request = self.request(kind);
+        let mut parameters = ListParams::default()
+            .labels(&format!("{CELL_LABEL}={}", self.namespace))
+            .limit(PAGE);
+        let mut objects = Vec::new();
+        loop {
+            let request = request.list(&parameters).map_err(Error::BuildRequest)?;
+            let mut page: Value = self.client.request(request).await?;
+            if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
+                objects.extend(
+                    items
+                        .into_iter()
+                        .filter_map(|item| LiveObject::new(kind, item)),
+                );
+            }
+            match page.pointer("/metadata/continue").and_then(Value::as_str) {
+                Some(token) if !token.is_empty() => {
+                    parameters.continue_token = Some(token.to_owned());
+                }
+                _ => return Ok(objects),
+            }
+        }
+    }
+
+    /// One object, if it exists.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn get(&self, kind: Kind, name: &str) -> Result<Option<LiveObject>, Error> {
+        let request = self
+            .request(kind)
+            .get(name, &kube::api::GetParams::default())
+            .map_err(Error::BuildRequest)?;
+        match self.client.request::<Value>(request).await {
+            Ok(body) => Ok(LiveObject::new(kind, body)),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates an object.
+    ///
+    /// # Errors
+    /// A conflict when it exists already.
+    pub async fn create(&self, object: &Object) -> Result<(), ClientError> {
+        let parameters = PostParams {
+            field_manager: Some(MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let body = serde_json::to_vec(&object.body).map_err(Error::SerdeError)?;
+        let request = self
+            .request(object.kind)
+            .create(&parameters, body)
+            .map_err(Error::BuildRequest)?;
+        self.write("create", object.kind, &object.name, request)
+            .await
+    }
+
+    /// Applies an object over what is there, taking over every field that the plan names.
+    ///
+    /// What `create` wrote counts as an update, not as an apply, in the object's managed fields; were that left so, a
+    /// field dropped from the plan would stay for ever. It is therefore turned into an apply first, as
+    /// client-go's csaupgrade does.
+    ///
+    /// # Errors
+    /// When the apiserver refuses, or the object changed since it was read.
+    pub async fn apply(&self, object: &Object, live: &LiveObject) -> Result<(), ClientError> {
+        if let Some(patch) = own_updates_as_apply(&live.body) {
+            let request = self
+                .request(object.kind)
+                .patch(
+                    &object.name,
+                    &PatchParams::default(),
+                    &Patch::Json::<()>(serde_json::from_value(patch).map_err(Error::SerdeError)?),
+                )
+                .map_err(Error::BuildRequest)?;
+            self.write("take over", object.kind, &object.name, request)
+                .await?;
+        }
+        let request = self
+            .request(object.kind)
+            .patch(
+                &object.name,
+                &PatchParams::apply(MANAGER).force(),
+                &Patch::Apply(&object.body),
+            )
+            .map_err(Error::BuildRequest)?;
+        self.write("apply", object.kind, &object.name, request)
+            .await
+    }
+
+    /// Deletes exactly the object that was read: not a later version of it, and not another one of its name.
+    ///
+    /// # Errors
+    /// A conflict when it changed since. An object that is gone is no error.
+    pub async fn delete(&self, live: &LiveObject) -> Result<(), ClientError> {
+        let parameters = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(live.uid.clone()),
+                resource_version: Some(live.resource_version.clone()),
+            }),
+            ..DeleteParams::background()
+        };
+        let request = self
+            .request(live.kind)
+            .delete(&live.name, &parameters)
+            .map_err(Error::BuildRequest)?;
+        match self.write("delete", live.kind, &live.name, request).await {
+            Err(ClientError::Kube(error)) if is_not_found(&error) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn write(
+        &self,
+        verb: &'static str,
+        kind: Kind,
+        name: &str,
+        mut request: http::Request<Vec<u8>>,
+    ) -> Result<(), ClientError> {
+        request.headers_mut().insert(ACCEPT, METADATA_ONLY);
+        request
+            .headers_mut()
+            .entry(CONTENT_TYPE)
+            .or_insert(HeaderValue::from_static("application/json"));
+        self.client.request_text(request).await?;
+        let (_, _, kind_name, _) = kind.names();
+        self.ledger.record(Write {
+            system: System::Kubernetes,
+            verb,
+            target: format!("{kind_name} {}/{name}", self.namespace),
+        })?;
+        Ok(())
+    }
+
+    fn request(&self, kind: Kind) -> Request {
+        let (group, version, _, plural) = kind.names();
+        let root = if group.is_empty() {
+            format!("/api/{version}")
+        } else {
+            format!("/apis/{group}/{version}")
+        };
+        Request::new(if kind == Kind::Namespace {
+            format!("{root}/{plural}")
+        } else {
+            format!("{root}/namespaces/{}/{plural}", self.namespace)
+        })
+    }
+}
+
+/// A JSON patch that turns our `Update` entry in the managed fields into an `Apply` entry; `None` where there is none.
+fn own_updates_as_apply(live: &Value) -> Option<Value> {
+    let entries = live.pointer("/metadata/managedFields")?.as_array()?;
+    let index = entries.iter().position(|entry| {
+        entry.get("manager").and_then(Value::as_str) == Some(MANAGER)
+            && entry.get("operation").and_then(Value::as_str) == Some("Update")
+            && entry.get("subresource").is_none()
+    })?;
+    let has_apply = entries.iter().any(|entry| {
+        entry.get("manager").and_then(Value::as_str) == Some(MANAGER)
+            && entry.get("operation").and_then(Value::as_str) == Some("Apply")
+    });
+    let version = live.pointer("/metadata/resourceVersion")?;
+    let test = json!({ "op": "replace", "path": "/metadata/resourceVersion", "value": version });
+    Some(if has_apply {
+        // Two entries of one manager cannot both be Apply; the apply that follows claims every field anyway.
+        json!([{ "op": "remove", "path": format!("/metadata/managedFields/{index}") }, test])
+    } else {
+        json!([
+            { "op": "replace", "path": format!("/metadata/managedFields/{index}/operation"), "value": "Apply" },
+            test
+        ])
+    })
+}
+
+fn has_code(error: &Error, code: u16) -> bool {
+    matches!(error, Error::Api(status) if status.code == code)
+}
+
+/// Whether the object was not there.
+#[must_use]
+pub fn is_not_found(error: &Error) -> bool {
+    has_code(error, 404)
+}
+
+/// Whether the object was there already, or was changed by somebody else.
+#[must_use]
+pub fn is_conflict(error: &Error) -> bool {
+    has_code(error, 409)
+}
+
+/// Whether the operator lacks the right.
+#[must_use]
+pub fn is_forbidden(error: &Error) -> bool {
+    has_code(error, 403)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_create_wrote_becomes_an_apply() {
+        let live = json!({"metadata": {"resourceVersion": "7", "managedFields": [
+            {"manager": "kubelet", "operation": "Update"},
+            {"manager": MANAGER, "operation": "Update", "subresource": "status"},
+            {"manager": MANAGER, "operation": "Update"},
+        ]}});
+        let patch = own_updates_as_apply(&live).unwrap();
+        assert_eq!(patch[0]["path"], "/metadata/managedFields/2/operation");
+        assert_eq!(
+            patch[1]["value"], "7",
+            "the patch must fail when the object changed"
+        );
+    }
+
+    #[test]
+    fn an_applied_object_is_left_alone() {
+        let live = json!({"metadata": {"resourceVersion": "7", "managedFields": [
+            {"manager": MANAGER, "operation": "Apply"},
+        ]}});
+        assert_eq!(own_updates_as_apply(&live), None);
+    }
+}

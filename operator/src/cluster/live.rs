@@ -1,0 +1,128 @@
+//! What is in the namespace of a cell.
+
+use std::collections::BTreeMap;
+
+use futures::future::try_join_all;
+use serde_json::Value;
+use titan_planner::object::{CELL_LABEL, DESIRED_HASH, Kind, MANAGED_BY, MANAGER};
+
+use crate::cluster::ObjectClient;
+
+/// An object as the apiserver has it.
+#[derive(Clone, Debug)]
+pub struct LiveObject {
+    /// The kind.
+    pub kind: Kind,
+    /// The name.
+    pub name: String,
+    /// The uid: two objects of one name in turn have two uids.
+    pub uid: String,
+    /// The version that was read.
+    pub resource_version: String,
+    /// All of it.
+    pub body: Value,
+}
+
+impl LiveObject {
+    /// Reads an object out of its JSON; `None` when it lacks the metadata that every object has.
+    #[must_use]
+    pub fn new(kind: Kind, body: Value) -> Option<Self> {
+        let text = |pointer: &str| Some(body.pointer(pointer)?.as_str()?.to_owned());
+        Some(LiveObject {
+            kind,
+            name: text("/metadata/name")?,
+            uid: text("/metadata/uid")?,
+            resource_version: text("/metadata/resourceVersion")?,
+            body,
+        })
+    }
+
+    /// A label.
+    #[must_use]
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.body
+            .get("metadata")?
+            .get("labels")?
+            .get(name)?
+            .as_str()
+    }
+
+    /// The hash of the plan that it was last written from.
+    #[must_use]
+    pub fn desired_hash(&self) -> Option<&str> {
+        self.body
+            .get("metadata")?
+            .get("annotations")?
+            .get(DESIRED_HASH)?
+            .as_str()
+    }
+
+    /// Whether the operator made it for this cell.
+    #[must_use]
+    pub fn is_ours(&self, cell: &str) -> bool {
+        self.label(MANAGED_BY) == Some(MANAGER) && self.label(CELL_LABEL) == Some(cell)
+    }
+
+    /// Whether it is on its way out.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        self.body.pointer("/metadata/deletionTimestamp").is_some()
+    }
+
+    /// A whole number somewhere in it, 0 where there is none.
+    #[must_use]
+    pub fn number(&self, pointer: &str) -> i64 {
+        self.body
+            .pointer(pointer)
+            .and_then(Value::as_i64)
+            .unwrap_or(0)
+    }
+}
+
+/// Everything that the operator made for a cell, by kind and name.
+#[derive(Clone, Debug, Default)]
+pub struct LiveObjects {
+    objects: BTreeMap<(Kind, String), LiveObject>,
+}
+
+impl LiveObjects {
+    /// Lists every kind in the namespace.
+    ///
+    /// # Errors
+    /// When any kind cannot be listed: half a picture is no picture.
+    pub async fn read(client: &ObjectClient<'_>) -> Result<Self, kube::Error> {
+        let kinds = Kind::ALL
+            .into_iter()
+            .filter(|kind| *kind != Kind::Namespace)
+            .map(|kind| client.list(kind));
+        let objects = try_join_all(kinds)
+            .await?
+            .into_iter()
+            .flatten()
+            .map(|object| ((object.kind, object.name.clone()), object))
+            .collect();
+        Ok(LiveObjects { objects })
+    }
+
+    /// Adds an object.
+    pub fn insert(&mut self, object: LiveObject) {
+        self.objects
+            .insert((object.kind, object.name.clone()), object);
+    }
+
+    /// Adds all objects of another view, which is the newer one.
+    pub fn extend(&mut self, newer: LiveObjects) {
+        self.objects.extend(newer.objects);
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn get(&self, kind: Kind, name: &str) -> Option<&LiveObject> {
+        self.objects.get(&(kind, name.to_owned()))
+    }
+
+    /// All objects, by kind and name.
+    pub fn iter(&self) -> impl Iterator<Item = &LiveObject> {
+        self.objects.values()
+    }
+}

@@ -1,0 +1,12 @@
+//! Objects in the cluster: what is there, and how it is made to be what was planned.
+//!
+//! The rules: look before writing; create on first sight; server-side apply only on drift; never touch what is not
+//! ours; delete only what was seen, by uid and resourceVersion.
+
+mod apply;
+mod client;
+mod live;
+
+pub use apply::{Applied, ApplyError, Scope, apply_stage, prune};
+pub use client::{ClientError, ObjectClient, is_conflict, is_forbidden, is_not_found};
+pub use live::{LiveObject, LiveObjects};

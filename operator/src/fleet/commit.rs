@@ -1,0 +1,193 @@
+//! Committing the routing table: the one write after which there is no way back.
+
+use std::collections::BTreeSet;
+
+use kube::api::{ObjectMeta, PostParams};
+use kube::runtime::events::{Event, EventType};
+use kube::{Api, Resource, ResourceExt};
+use titan_crds::{Cell, CellFleet, RoutingTable as TableResource};
+use titan_planner::Observed;
+use titan_planner::fleet::{
+    CellView, PlanInput, PlanReport, from_resource, mode_from_resource, plan, to_resource,
+};
+use titan_routing::{Epoch, RoutingTable};
+
+use crate::cell::ReconcileError;
+use crate::context::Context;
+use crate::ledger::{System, Write};
+
+/// What committing came to.
+pub(super) struct Committed {
+    pub(super) report: PlanReport,
+    /// The epoch of the table that is committed now.
+    pub(super) epoch: Epoch,
+}
+
+/// Plans the next table from what is committed and what cells there are, and writes it if it is another one.
+///
+/// The table is read from the apiserver, not from a cache, and written by compare-and-swap on its resourceVersion: of two
+/// operators that think they lead, one gets a conflict and plans again.
+pub(super) async fn commit(
+    fleet: &CellFleet,
+    views: Vec<CellView>,
+    context: &Context,
+) -> Result<Committed, ReconcileError> {
+    let name = fleet.name_any();
+    let tables: Api<TableResource> = Api::all(context.client.clone());
+    let resource = tables.get_opt(&name).await?;
+    let base = base(fleet, resource.as_ref(), context).await;
+    let gone = confirm_gone(&base.table, &views, context).await?;
+
+    let input = PlanInput {
+        mode: mode_from_resource(fleet.spec.keyspace.mode),
+        table: base.table,
+        epoch_floor: base.epoch_floor,
+        rewrite: base.rewrite,
+        cells: views,
+        gone,
+    };
+    let (plan, report) = plan(&input).map_err(|error| {
+        tracing::error!(fleet = name, %error, "the planner made a table that is none; nothing is committed");
+        ReconcileError::Malformed("valid plan")
+    })?;
+    let Some(next) = plan.table else {
+        let epoch = match &input.table {
+            Observed::Known(table) => table.epoch(),
+            _ => Epoch::default(),
+        };
+        // A replica that has just begun may not have been told by its watch yet.
+        if let Some(resource) = &resource {
+            context.tables.take_in(resource);
+        }
+        return Ok(Committed { report, epoch });
+    };
+    let written = write(&tables, &name, resource, &next, context).await?;
+    tracing::info!(fleet = name, epoch = next.epoch().0, %report, "committed a routing table");
+    context.tables.take_in(&written);
+    Ok(Committed {
+        report,
+        epoch: next.epoch(),
+    })
+}
+
+/// What to plan on.
+struct Base {
+    table: Observed<RoutingTable>,
+    epoch_floor: Epoch,
+    rewrite: bool,
+}
+
+/// The committed table; where somebody has edited it, the last good one, to be written again with a larger epoch.
+async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Context) -> Base {
+    let name = fleet.name_any();
+    let known = context
+        .tables
+        .latest(&name)
+        .filter(|table| table.epoch() > Epoch::default());
+    let Some(resource) = resource else {
+        // Never committed, or deleted by hand: then the last good one is written again.
+        return Base {
+            table: known
+                .as_deref()
+                .cloned()
+                .map_or(Observed::Absent, Observed::Known),
+            epoch_floor: Epoch::default(),
+            rewrite: known.is_some(),
+        };
+    };
+    match from_resource(&resource.spec) {
+        Ok(table) => Base {
+            table: Observed::Known(table),
+            epoch_floor: Epoch::default(),
+            rewrite: false,
+        },
+        Err(error) => {
+            let from = if known.is_some() {
+                "the last good one"
+            } else {
+                "the statuses of the Cells"
+            };
+            let note = format!("RoutingTable {name}: {error}. It is written anew from {from}");
+            tracing::error!(fleet = name, "{note}");
+            let event = Event {
+                type_: EventType::Warning,
+                reason: "RoutingTableEdited".to_owned(),
+                note: Some(note),
+                action: "Commit".to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = context
+                .recorder
+                .publish(&event, &fleet.object_ref(&()))
+                .await
+            {
+                tracing::warn!(%error, "cannot write an Event");
+            }
+            Base {
+                table: known
+                    .as_deref()
+                    .cloned()
+                    .map_or(Observed::Absent, Observed::Known),
+                epoch_floor: Epoch(resource.spec.epoch),
+                rewrite: true,
+            }
+        }
+    }
+}
+
+/// Which of the cells that the table names and the cache does not know are really gone, asked one by one at the source:
+/// a cache may lag, and taking a living cell out of the table would be an outage.
+async fn confirm_gone(
+    table: &Observed<RoutingTable>,
+    views: &[CellView],
+    context: &Context,
+) -> Result<BTreeSet<String>, ReconcileError> {
+    let Observed::Known(table) = table else {
+        return Ok(BTreeSet::new());
+    };
+    let seen: BTreeSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
+    let cells: Api<Cell> = Api::all(context.client.clone());
+    let mut gone = BTreeSet::new();
+    for name in table.cells_in_use() {
+        if !seen.contains(name) && cells.get_opt(name).await?.is_none() {
+            gone.insert(name.to_owned());
+        }
+    }
+    Ok(gone)
+}
+
+async fn write(
+    tables: &Api<TableResource>,
+    name: &str,
+    resource: Option<TableResource>,
+    next: &RoutingTable,
+    context: &Context,
+) -> Result<TableResource, ReconcileError> {
+    let spec = to_resource(name, next);
+    let (verb, written) = match resource {
+        Some(resource) => {
+            let resource = TableResource { spec, ..resource };
+            let written = tables
+                .replace(name, &PostParams::default(), &resource)
+                .await?;
+            ("commit", written)
+        }
+        None => {
+            let resource = TableResource {
+                metadata: ObjectMeta {
+                    name: Some(name.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                spec,
+            };
+            let written = tables.create(&PostParams::default(), &resource).await?;
+            ("create", written)
+        }
+    };
+    context.ledger.record(Write {
+        system: System::Kubernetes,
+        verb,
+        target: format!("RoutingTable {name}"),
+    })?;
+    Ok(written)
+}

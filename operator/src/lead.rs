@@ -1,0 +1,234 @@
+//! What only the leader does: the controllers, and the watches that feed them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, FutureExt, Shared};
+use futures::stream;
+use futures::{Stream, StreamExt, TryStreamExt};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, ResourceExt};
+use titan_crds::{Cell, CellFleet, ServiceProfile};
+use titan_planner::fleet::claim;
+use titan_planner::object::MANAGER;
+use titan_routing::{Key, KeyRange, RoutingTable};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{Context, Failures, KafkaAdmins};
+use crate::ledger::Ledger;
+use crate::metrics::Metrics;
+use crate::operate::Settings;
+use crate::tables::{TableEvent, Tables};
+use crate::{cell, fleet};
+
+/// Where it is sent which objects are to be looked at.
+#[derive(Clone)]
+struct Look {
+    cells: UnboundedSender<ObjectRef<Cell>>,
+    fleets: UnboundedSender<ObjectRef<CellFleet>>,
+}
+
+impl Look {
+    // A receiver is gone only when the term is over; then nobody needs to look.
+    fn at_cell(&self, cell: &Cell) {
+        let _ = self.cells.send(ObjectRef::from_obj(cell));
+    }
+
+    fn at_fleet(&self, name: &str) {
+        let _ = self.fleets.send(ObjectRef::new(name));
+    }
+}
+
+/// Runs the controllers until the term ends, and returns when the last reconcile has ended.
+pub(crate) async fn lead(
+    client: Client,
+    settings: Settings,
+    metrics: Metrics,
+    ledger: Arc<dyn Ledger>,
+    tables: Arc<Tables>,
+    term: CancellationToken,
+) {
+    let (cells, cells_writer) = reflector::store::<Cell>();
+    let (profiles, profiles_writer) = reflector::store::<ServiceProfile>();
+    let (fleets, fleets_writer) = reflector::store::<CellFleet>();
+    let table_events = tables.events();
+    let context = Arc::new(Context {
+        recorder: Recorder::new(
+            client.clone(),
+            Reporter {
+                controller: MANAGER.to_owned(),
+                instance: Some(settings.identity),
+            },
+        ),
+        client: client.clone(),
+        ledger,
+        tables,
+        metrics,
+        system_namespace: settings.namespace,
+        cells: cells.clone(),
+        profiles,
+        fleets,
+        kafka: KafkaAdmins::default(),
+        failures: Failures::default(),
+    });
+    let (cell_sender, cell_refs) = mpsc::unbounded_channel();
+    let (fleet_sender, fleet_refs) = mpsc::unbounded_channel();
+    let look = Look {
+        cells: cell_sender,
+        fleets: fleet_sender,
+    };
+
+    let cell_stream = watch(Api::<Cell>::all(client.clone()))
+        .reflect(cells_writer)
+        .touched_objects()
+        .inspect_ok({
+            let look = look.clone();
+            move |cell| look.at_fleet(&cell.spec.fleet)
+        })
+        .boxed();
+    let fleet_stream = watch(Api::<CellFleet>::all(client.clone()))
+        .reflect(fleets_writer)
+        .touched_objects()
+        .inspect_ok({
+            let (look, cells) = (look.clone(), cells.clone());
+            let mut generations = BTreeMap::new();
+            move |fleet| {
+                // A fleet's status changes with every cell; its cells only care for its spec.
+                let (name, generation) = (fleet.name_any(), fleet.metadata.generation);
+                if generations.insert(name.clone(), generation) != Some(generation) {
+                    of(
+                        &cells,
+                        |cell| cell.spec.fleet == name,
+                        |cell| look.at_cell(cell),
+                    );
+                }
+            }
+        })
+        .boxed();
+    let follow_profiles = watch(Api::<ServiceProfile>::all(client))
+        .reflect(profiles_writer)
+        .touched_objects()
+        .for_each({
+            let (look, cells) = (look.clone(), cells.clone());
+            move |profile| {
+                match profile {
+                    Ok(profile) => {
+                        let name = profile.name_any();
+                        of(&cells, |cell| cell.spec.profile == name, |cell| look.at_cell(cell));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "watch of ServiceProfiles interrupted; it is begun again");
+                    }
+                }
+                std::future::ready(())
+            }
+        });
+
+    let over: Shared<BoxFuture<'static, ()>> = term.cancelled_owned().boxed().shared();
+    let watches = async {
+        tokio::select! {
+            () = follow_profiles => {}
+            () = follow_tables(table_events, cells, look) => {}
+            () = over.clone() => {}
+        }
+    };
+    tokio::join!(
+        watches,
+        cell::run(
+            context.clone(),
+            cell::Triggers {
+                cells: cell_stream,
+                references: received(cell_refs).boxed(),
+            },
+            over.clone(),
+        ),
+        fleet::run(
+            context,
+            fleet::Triggers {
+                fleets: fleet_stream,
+                members: received(fleet_refs).boxed(),
+            },
+            over.clone(),
+        ),
+    );
+}
+
+/// A watch whose objects are kept without their managed fields, which nothing here reads.
+fn watch<K>(api: Api<K>) -> impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send
+where
+    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    watcher(api, watcher::Config::default().page_size(200))
+        .default_backoff()
+        .modify(|object| object.managed_fields_mut().clear())
+}
+
+fn received<T: Send + 'static>(
+    receiver: mpsc::UnboundedReceiver<T>,
+) -> impl Stream<Item = T> + Send {
+    stream::unfold(receiver, |mut receiver| async {
+        let item = receiver.recv().await?;
+        Some((item, receiver))
+    })
+}
+
+fn of(cells: &Store<Cell>, which: impl Fn(&Cell) -> bool, look: impl Fn(&Cell)) {
+    for cell in cells.state() {
+        if which(&cell) {
+            look(&cell);
+        }
+    }
+}
+
+/// Has those Cells looked at for which a new table changes anything, and those fleets whose table is damaged.
+async fn follow_tables(
+    mut events: broadcast::Receiver<TableEvent>,
+    cells: Store<Cell>,
+    look: Look,
+) {
+    loop {
+        match events.recv().await {
+            Ok(TableEvent::Replaced { before, after }) => {
+                of(
+                    &cells,
+                    |cell| concerns(cell, &before, &after),
+                    |cell| look.at_cell(cell),
+                );
+            }
+            Ok(TableEvent::Damaged { fleet }) => look.at_fleet(&fleet),
+            Err(RecvError::Lagged(_)) => {
+                of(
+                    &cells,
+                    |_| true,
+                    |cell| {
+                        look.at_cell(cell);
+                        look.at_fleet(&cell.spec.fleet);
+                    },
+                );
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Whether a change of the table changes anything for a Cell: its own row came, went or changed, or a range that it was
+/// refused has become free.
+fn concerns(cell: &Cell, before: &RoutingTable, after: &RoutingTable) -> bool {
+    let key = |value: i64| Key::new(value.cast_unsigned()).ok();
+    let range = &cell.spec.user_range;
+    let (Some(first), Some(last)) = (key(range.first), key(range.last)) else {
+        return false;
+    };
+    let Ok(range) = KeyRange::new(first, last) else {
+        return false;
+    };
+    let name = cell.name_any();
+    claim(before, &name, range) != claim(after, &name, range)
+        || before.cells_in_use().contains(name.as_str())
+            != after.cells_in_use().contains(name.as_str())
+}

@@ -1,0 +1,90 @@
+//! Prometheus metrics of the operator.
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::ledger::{Interrupted, Ledger, Write};
+
+/// All metrics, registered.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Seconds a reconcile took, by controller and outcome.
+    pub reconcile_seconds: HistogramVec,
+    /// Writes that succeeded, by system and verb.
+    pub writes: IntCounterVec,
+    /// Reconciles that failed, by controller and category.
+    pub failures: IntCounterVec,
+    /// Whether this replica leads.
+    pub leading: IntGauge,
+    /// The epoch of the last good table, by fleet.
+    pub table_epoch: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// When two metrics have one name, which is a bug.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let reconcile_seconds = HistogramVec::new(
+            HistogramOpts::new("titan_reconcile_seconds", "Time a reconcile took.").buckets(vec![
+                0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            ]),
+            &["controller", "outcome"],
+        )?;
+        let writes = IntCounterVec::new(
+            Opts::new("titan_writes_total", "Writes that succeeded."),
+            &["system", "verb"],
+        )?;
+        let failures = IntCounterVec::new(
+            Opts::new("titan_reconcile_failures_total", "Reconciles that failed."),
+            &["controller", "category"],
+        )?;
+        let leading = IntGauge::new("titan_leading", "1 on the replica that leads.")?;
+        let table_epoch = IntGaugeVec::new(
+            Opts::new(
+                "titan_routing_table_epoch",
+                "Epoch of the last good routing table.",
+            ),
+            &["fleet"],
+        )?;
+        registry.register(Box::new(reconcile_seconds.clone()))?;
+        registry.register(Box::new(writes.clone()))?;
+        registry.register(Box::new(failures.clone()))?;
+        registry.register(Box::new(leading.clone()))?;
+        registry.register(Box::new(table_epoch.clone()))?;
+        Ok(Metrics {
+            registry,
+            reconcile_seconds,
+            writes,
+            failures,
+            leading,
+            table_epoch,
+        })
+    }
+
+    /// The metrics in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+}
+
+/// The ledger of production: it counts.
+pub struct CountingLedger(pub Metrics);
+
+impl Ledger for CountingLedger {
+    fn record(&self, write: Write) -> Result<(), Interrupted> {
+        tracing::debug!(%write, "wrote");
+        self.0
+            .writes
+            .with_label_values(&[write.system.as_str(), write.verb])
+            .inc();
+        Ok(())
+    }
+}
