@@ -3,6 +3,8 @@
 //! Each `ensure` looks first and writes only what is missing, so that a reconcile that finds no drift writes nothing.
 
 mod error;
+pub mod kafka;
 pub mod postgres;
+pub mod redis;
 
 pub use error::{Result, StoreError};

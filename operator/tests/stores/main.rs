@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // tests
 
 mod book;
+mod kafka;
 mod postgres;
