@@ -1,8 +1,12 @@
 //! Desired Kubernetes objects as values.
 
+mod drift;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64;
+
+pub use drift::{covers, drift, takeover};
 
 /// The name of the field manager, of the `managed-by` label and of the operator's ServiceAccount.
 pub const MANAGER: &str = "titan-operator";
@@ -148,23 +152,20 @@ impl Object {
         typed: &impl Serialize,
     ) -> Result<Self, ObjectError> {
         let mut body = canonical(serde_json::to_value(typed)?);
-        let hash = format!("{:016x}", xxh3_64(body.to_string().as_bytes()));
-        let metadata = body
-            .get_mut("metadata")
-            .and_then(Value::as_object_mut)
-            .ok_or(ObjectError::Nameless(kind))?;
-        let name = metadata
-            .get("name")
+        let name = body
+            .pointer("/metadata/name")
             .and_then(Value::as_str)
             .filter(|name| !name.is_empty())
             .ok_or(ObjectError::Nameless(kind))?
             .to_owned();
-        let annotations = metadata
-            .entry("annotations")
-            .or_insert_with(|| Value::Object(Map::new()));
-        if let Some(annotations) = annotations.as_object_mut() {
-            annotations.insert(DESIRED_HASH.to_owned(), Value::String(hash.clone()));
+        if holds_data {
+            annotate(&mut body, HOLDS_DATA, "true");
         }
+        let hash = format!(
+            "{:016x}",
+            xxh3_64(canonical(body.clone()).to_string().as_bytes())
+        );
+        annotate(&mut body, DESIRED_HASH, &hash);
         Ok(Object {
             kind,
             name,
@@ -173,6 +174,17 @@ impl Object {
             hash,
             body: canonical(body),
         })
+    }
+}
+
+fn annotate(body: &mut Value, annotation: &str, value: &str) {
+    if let Some(Value::Object(metadata)) = body.get_mut("metadata") {
+        let annotations = metadata
+            .entry("annotations")
+            .or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(annotations) = annotations {
+            annotations.insert(annotation.to_owned(), Value::String(value.to_owned()));
+        }
     }
 }
 
@@ -202,104 +214,5 @@ pub fn canonical(value: Value) -> Value {
         }
         Value::Array(items) => Value::Array(items.into_iter().map(canonical).collect()),
         scalar => scalar,
-    }
-}
-
-/// Whether the live object has everything that the desired one says, so that nothing needs to be written.
-#[must_use]
-pub fn covers(live: &Value, desired: &Value) -> bool {
-    drift(live, desired).is_none()
-}
-
-/// The first place in which the live object does not have what the desired one says, and how: for people.
-///
-/// What the apiserver and others add beside it is no drift, as with server-side apply: maps need only hold the desired
-/// entries, lists need the same number of items in the same order. Content of a ConfigMap or Secret is ours whole:
-/// there, an entry more is drift too. Values of Secrets are not told.
-#[must_use]
-pub fn drift(live: &Value, desired: &Value) -> Option<String> {
-    let content = matches!(
-        desired.get("kind").and_then(Value::as_str),
-        Some("ConfigMap" | "Secret")
-    );
-    let secret = desired.get("kind").and_then(Value::as_str) == Some("Secret");
-    if content {
-        for field in ["data", "binaryData"] {
-            let extra = live
-                .get(field)
-                .and_then(Value::as_object)
-                .into_iter()
-                .flat_map(Map::keys)
-                .find(|key| desired.get(field).and_then(|data| data.get(key)).is_none());
-            if let Some(key) = extra {
-                return Some(format!("{field}.{key}: not desired"));
-            }
-        }
-    }
-    let mut path = Vec::new();
-    let difference = difference(live, desired, &mut path)?;
-    let at = path.join(".").replace(".[", "[");
-    if secret && at.starts_with("data.") {
-        return Some(format!("{at}: another value"));
-    }
-    Some(format!("{at}: {difference}"))
-}
-
-fn difference(live: &Value, desired: &Value, path: &mut Vec<String>) -> Option<String> {
-    match (live, desired) {
-        (Value::Object(live), Value::Object(desired)) => {
-            for (key, desired) in desired {
-                path.push(key.clone());
-                match live.get(key) {
-                    Some(live) => {
-                        if let Some(found) = difference(live, desired, path) {
-                            return Some(found);
-                        }
-                    }
-                    // The apiserver leaves out what is empty.
-                    None if is_empty(desired) => {}
-                    // The items of a list do not repeat what the list says of itself.
-                    None if path.len() == 1 && matches!(key.as_str(), "apiVersion" | "kind") => {}
-                    None => return Some(format!("{} is missing", brief(desired))),
-                }
-                path.pop();
-            }
-            None
-        }
-        (Value::Array(live), Value::Array(desired)) => {
-            if live.len() != desired.len() {
-                return Some(format!("{} items instead of {}", live.len(), desired.len()));
-            }
-            for (index, (live, desired)) in live.iter().zip(desired).enumerate() {
-                path.push(format!("[{index}]"));
-                if let Some(found) = difference(live, desired, path) {
-                    return Some(found);
-                }
-                path.pop();
-            }
-            None
-        }
-        (live, desired) if live == desired => None,
-        (live, desired) => Some(format!("{} instead of {}", brief(live), brief(desired))),
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
-/// A value short enough for a message.
-fn brief(value: &Value) -> String {
-    const LONGEST: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
     }
 }

@@ -9,8 +9,15 @@ use common::{Setup, credentials, from_yaml};
 use serde_json::Value;
 use titan_crds::Databases;
 use titan_planner::cell::{ValidatedCell, build};
-use titan_planner::object::{Kind, Object, drift};
+use titan_planner::object::{Kind, Object, drift, takeover};
 use titan_testbed::Apiserver;
+
+const APPLY: [&str; 4] = [
+    "apply",
+    "--server-side",
+    "--force-conflicts",
+    "--field-manager=titan-operator",
+];
 
 fn named(mut setup: Setup, name: &str) -> ValidatedCell {
     setup.cell.metadata.name = Some(name.to_owned());
@@ -132,13 +139,7 @@ fn the_apiserver_takes_every_object_and_gives_it_back_without_drift() {
         );
 
         // Nor does it drift once it was applied on top.
-        let apply = [
-            "apply",
-            "--server-side",
-            "--force-conflicts",
-            "--field-manager=titan-operator",
-        ];
-        create(apiserver, &desired.objects, &apply);
+        create(apiserver, &desired.objects, &APPLY);
         let applied = live(apiserver, cell);
         assert_eq!(
             differences(&desired.objects, &applied),
@@ -206,6 +207,33 @@ fn a_change_by_somebody_else_is_drift() {
             .kubectl(&["patch", target, "--namespace", &cell.name, "--patch", patch])
             .unwrap();
     }
-    let found = differences(&desired.objects, &live(apiserver, &cell));
+    let changed = live(apiserver, &cell);
+    let found = differences(&desired.objects, &changed);
+    assert_eq!(found.len(), patches.len());
     insta::assert_snapshot!(found.join("\n"));
+
+    // The takeover and an apply make it all as it was.
+    for object in &desired.objects {
+        let operations = takeover(&changed[&(object.kind, object.name.clone())], &object.body);
+        if !operations.is_empty() {
+            let (_, _, kind, _) = object.kind.names();
+            let target = format!("{kind}/{}", object.name);
+            let patch = Value::Array(operations).to_string();
+            let command = [
+                "patch",
+                &target,
+                "--type=json",
+                "--namespace",
+                &cell.name,
+                "--patch",
+                &patch,
+            ];
+            apiserver.kubectl(&command).unwrap();
+        }
+    }
+    create(apiserver, &desired.objects, &APPLY);
+    assert_eq!(
+        differences(&desired.objects, &live(apiserver, &cell)),
+        [""; 0]
+    );
 }

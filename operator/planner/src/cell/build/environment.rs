@@ -75,7 +75,8 @@ impl Environment {
         for service in &cell.services {
             let secret = self.secret(service);
             if !secret.is_empty() {
-                objects.add_data(
+                // No data: a role gets another password at any time.
+                objects.add(
                     Kind::Secret,
                     Stage::Foundation,
                     &opaque(

@@ -59,9 +59,9 @@ fn policy(
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(pods),
             policy_types: Some(types.into_iter().flatten().map(str::to_owned).collect()),
-            // An empty list of rules and none at all mean the same, and the apiserver gives back the latter.
-            ingress: ingress.filter(|rules| !rules.is_empty()),
-            egress: egress.filter(|rules| !rules.is_empty()),
+            // An empty list is said, too: that way an apply takes away what somebody added to it.
+            ingress,
+            egress,
         }),
     }
 }
