@@ -20,6 +20,10 @@ pub struct Metrics {
     pub leading: IntGauge,
     /// The epoch of the last good table, by fleet.
     pub table_epoch: IntGaugeVec,
+    /// How many cells a fleet has, by fleet. Known to the leader alone.
+    pub fleet_cells: IntGaugeVec,
+    /// How many of them are Ready, by fleet. Known to the leader alone.
+    pub fleet_cells_ready: IntGaugeVec,
 }
 
 impl Metrics {
@@ -51,11 +55,21 @@ impl Metrics {
             ),
             &["fleet"],
         )?;
+        let fleet_cells = IntGaugeVec::new(
+            Opts::new("titan_fleet_cells", "Cells of the fleet."),
+            &["fleet"],
+        )?;
+        let fleet_cells_ready = IntGaugeVec::new(
+            Opts::new("titan_fleet_cells_ready", "Cells of the fleet that are Ready."),
+            &["fleet"],
+        )?;
         registry.register(Box::new(reconcile_seconds.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(failures.clone()))?;
         registry.register(Box::new(leading.clone()))?;
         registry.register(Box::new(table_epoch.clone()))?;
+        registry.register(Box::new(fleet_cells.clone()))?;
+        registry.register(Box::new(fleet_cells_ready.clone()))?;
         Ok(Metrics {
             registry,
             reconcile_seconds,
@@ -63,6 +77,8 @@ impl Metrics {
             failures,
             leading,
             table_epoch,
+            fleet_cells,
+            fleet_cells_ready,
         })
     }
 

@@ -244,10 +244,17 @@ async fn report(
         ready_cells: i32::try_from(ready).unwrap_or(i32::MAX),
         epoch: Some(epoch.0),
     };
+    let name = fleet.name_any();
+    let metrics = &context.metrics;
+    for (gauge, count) in [
+        (&metrics.fleet_cells, status.cells),
+        (&metrics.fleet_cells_ready, status.ready_cells),
+    ] {
+        gauge.with_label_values(&[&name]).set(i64::from(count));
+    }
     if fleet.status.as_ref() == Some(&status) {
         return Ok(());
     }
-    let name = fleet.name_any();
     let updated = CellFleet {
         status: Some(status),
         ..fleet.clone()
