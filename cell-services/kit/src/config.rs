@@ -9,7 +9,7 @@ use crate::service::{Service, Store};
 
 /// The settings of one service process. Each is a flag and an environment variable; the operator sets the latter.
 #[derive(Clone, Debug, Parser)]
-#[command(no_binary_name = false, disable_version_flag = true)]
+#[command(about = "A cell service", disable_version_flag = true)]
 pub struct Config {
     /// What to do: serve, run the migrations, or print the definition.
     #[command(subcommand)]
@@ -91,19 +91,30 @@ pub enum LogFormat {
 #[derive(Clone, Debug, clap::Args)]
 pub struct PostgresConfig {
     /// Host of the leader.
-    #[arg(long = "pg-host", env = "PGHOST", default_value = "")]
+    #[arg(id = "pg_host", long = "pg-host", env = "PGHOST", default_value = "")]
     pub host: String,
     /// Port of the leader.
-    #[arg(long = "pg-port", env = "PGPORT", default_value_t = 5432)]
+    #[arg(
+        id = "pg_port",
+        long = "pg-port",
+        env = "PGPORT",
+        default_value_t = 5432
+    )]
     pub port: u16,
     /// The cell's database.
-    #[arg(long = "pg-database", env = "PGDATABASE", default_value = "")]
+    #[arg(
+        id = "pg_database",
+        long = "pg-database",
+        env = "PGDATABASE",
+        default_value = ""
+    )]
     pub database: String,
     /// The service's login role.
-    #[arg(long = "pg-user", env = "PGUSER", default_value = "")]
+    #[arg(id = "pg_user", long = "pg-user", env = "PGUSER", default_value = "")]
     pub user: String,
     /// Its password.
     #[arg(
+        id = "pg_password",
         long = "pg-password",
         env = "PGPASSWORD",
         default_value = "",
@@ -111,16 +122,32 @@ pub struct PostgresConfig {
     )]
     pub password: Secret,
     /// disable, prefer, require, verify-ca or verify-full.
-    #[arg(long = "pg-sslmode", env = "PGSSLMODE", default_value = "prefer")]
+    #[arg(
+        id = "pg_sslmode",
+        long = "pg-sslmode",
+        env = "PGSSLMODE",
+        default_value = "prefer"
+    )]
     pub sslmode: String,
     /// The service's schema.
-    #[arg(long = "pg-schema", env = "TITAN_DB_SCHEMA", default_value = "")]
+    #[arg(
+        id = "pg_schema",
+        long = "pg-schema",
+        env = "TITAN_DB_SCHEMA",
+        default_value = ""
+    )]
     pub schema: String,
     /// Connections of this process.
-    #[arg(long = "pg-pool", env = "TITAN_DB_POOL", default_value_t = 8)]
+    #[arg(
+        id = "pg_pool",
+        long = "pg-pool",
+        env = "TITAN_DB_POOL",
+        default_value_t = 8
+    )]
     pub pool: u32,
     /// The longest statement.
     #[arg(
+        id = "pg_statement_timeout_ms",
         long = "pg-statement-timeout-ms",
         env = "TITAN_DB_STATEMENT_TIMEOUT_MS",
         default_value_t = 5_000
@@ -133,6 +160,7 @@ pub struct PostgresConfig {
 pub struct RedisConfig {
     /// Addresses, separated by commas.
     #[arg(
+        id = "redis_addrs",
         long = "redis-addrs",
         env = "TITAN_REDIS_ADDRS",
         default_value = "",
@@ -140,10 +168,11 @@ pub struct RedisConfig {
     )]
     pub addrs: Vec<String>,
     /// Whether the addresses are nodes of a Redis Cluster.
-    #[arg(long = "redis-cluster", env = "TITAN_REDIS_CLUSTER", default_value_t = false, action = clap::ArgAction::Set)]
+    #[arg(id = "redis_cluster", long = "redis-cluster", env = "TITAN_REDIS_CLUSTER", default_value_t = false, action = clap::ArgAction::Set)]
     pub cluster: bool,
     /// The password.
     #[arg(
+        id = "redis_password",
         long = "redis-password",
         env = "REDIS_PASSWORD",
         default_value = "",
@@ -332,4 +361,34 @@ fn is_identifier(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Config::command().debug_assert();
+    }
+
+    #[test]
+    fn a_missing_variable_is_named_with_what_to_do() {
+        let error = require("PGHOST", "", "the data is there", "postgres")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "PGHOST is not set: the data is there. The operator sets it; by hand, export PGHOST=postgres"
+        );
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let config = Config::parse_from(["user", "--pg-password", "hunter2"]);
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(config.postgres.password.reveal(), "hunter2");
+    }
 }

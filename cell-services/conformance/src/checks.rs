@@ -1,0 +1,514 @@
+//! The promises of the kit, checked one by one.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use cell_kit::{Service, TableClass, headers};
+use futures::future::{BoxFuture, join_all};
+use sqlx::{Executor, Row};
+use titan_routing::{Epoch, Key};
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::cell::{Cell, CellOptions, MINE, OTHERS, key, last_key, with_key};
+use crate::http;
+
+/// A sample mutation of the service: it takes effect when its first two arguments are new, and answers with its
+/// encoded message and metadata. Another `variant` is another request.
+pub type Mutation =
+    fn(Channel, Request<u32>) -> BoxFuture<'static, Result<(Vec<u8>, MetadataMap), Status>>;
+
+/// Runs every check.
+///
+/// # Errors
+/// Names the promise that is broken.
+pub async fn passes(service: &'static Service, mutation: Mutation) -> Result<()> {
+    not_ready_before_migrations(service)
+        .await
+        .context("readiness waits for migrations")?;
+    let mut cell = Cell::start(service).await?;
+    let check = Check {
+        cell: &cell,
+        mutation,
+        channel: cell.channel().await?,
+    };
+    check.tables().await.context("tables are as declared")?;
+    check.health().await.context("health and reflection")?;
+    check
+        .missing_metadata()
+        .await
+        .context("missing metadata is named")?;
+    check
+        .replay()
+        .await
+        .context("an idempotency key is answered once")?;
+    check.duplicates().await.context("concurrent duplicates")?;
+    check
+        .largest_key()
+        .await
+        .context("the largest key is as good as any")?;
+    check
+        .foreign_key()
+        .await
+        .context("a foreign key is refused with its cell")?;
+    check
+        .catches_up()
+        .await
+        .context("a newer epoch is waited for")?;
+    check
+        .unguarded_writes()
+        .await
+        .context("an unguarded write is refused")?;
+    check
+        .fence()
+        .await
+        .context("a fence is obeyed by a service that has not heard of it")?;
+    check.metrics().await.context("metrics")?;
+    drain(&mut cell, mutation).await.context("drain")
+}
+
+struct Check<'a> {
+    cell: &'a Cell,
+    mutation: Mutation,
+    channel: Channel,
+}
+
+type Answer = Result<(Vec<u8>, MetadataMap), Status>;
+
+impl Check<'_> {
+    async fn call(&self, request: Request<u32>) -> Answer {
+        (self.mutation)(self.channel.clone(), request).await
+    }
+
+    async fn tables(&self) -> Result<()> {
+        let admin = &self.cell.admin;
+        let mut found: Vec<String> = sqlx::query_scalar(
+            "SELECT relname::text FROM pg_class WHERE relnamespace = current_schema()::regnamespace
+                AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> '_sqlx_migrations'",
+        )
+        .fetch_all(admin)
+        .await?;
+        found.sort();
+        let mut declared: Vec<&str> = self
+            .cell
+            .service
+            .tables
+            .iter()
+            .map(|table| table.name)
+            .collect();
+        declared.sort_unstable();
+        ensure!(found == declared, "declared {declared:?}, found {found:?}");
+        for table in self
+            .cell
+            .service
+            .tables
+            .iter()
+            .filter(|table| table.class == TableClass::Owned)
+        {
+            let triggers: Vec<String> = sqlx::query_scalar(
+                "SELECT tgname::text FROM pg_trigger WHERE tgrelid = $1::regclass AND NOT tgisinternal
+                    AND tgenabled = 'O' AND tgfoid = 'titan.refuse_unguarded'::regproc ORDER BY 1",
+            )
+            .bind(table.name)
+            .fetch_all(admin)
+            .await?;
+            ensure!(
+                triggers == ["titan_guard", "titan_no_truncate"],
+                "{} has triggers {triggers:?}",
+                table.name
+            );
+            let wrong: Vec<String> = sqlx::query_scalar(
+                "SELECT i.indexrelid::regclass::text FROM pg_index i
+                   JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                  WHERE i.indrelid = $1::regclass AND i.indisunique AND a.attname <> 'owner_id'
+                 UNION ALL
+                 SELECT c.conname::text FROM pg_constraint c
+                   JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+                  WHERE c.conrelid = $1::regclass AND c.contype = 'f' AND a.attname <> 'owner_id'
+                 UNION ALL
+                 SELECT attname::text FROM pg_attribute WHERE attrelid = $1::regclass
+                    AND (attidentity <> '' OR pg_get_serial_sequence($1, attname) IS NOT NULL)",
+            )
+            .bind(table.name)
+            .fetch_all(admin)
+            .await?;
+            ensure!(
+                wrong.is_empty(),
+                "{}: {wrong:?} do not start with owner_id, or use a sequence",
+                table.name
+            );
+        }
+        Ok(())
+    }
+
+    async fn health(&self) -> Result<()> {
+        let admin = self.cell.addresses.admin;
+        ensure!(http::get(admin, "/healthz").await?.0 == 200);
+        ensure!(http::get(admin, "/readyz").await?.0 == 200);
+        let mut health = HealthClient::new(self.channel.clone());
+        for name in std::iter::once(&"").chain(self.cell.service.grpc) {
+            let mut tries = 0;
+            loop {
+                let request = HealthCheckRequest {
+                    service: (*name).to_owned(),
+                };
+                let status = health.check(request).await?.into_inner().status();
+                if status == tonic_health::pb::health_check_response::ServingStatus::Serving {
+                    break;
+                }
+                tries += 1;
+                ensure!(tries < 100, "`{name}` is {status:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn missing_metadata(&self) -> Result<()> {
+        for name in [headers::KEY, headers::IDEMPOTENCY_KEY] {
+            let mut request = with_key(key(MINE), "missing", 0);
+            request.metadata_mut().remove(name);
+            let status = self.call(request).await.err().context("it was served")?;
+            ensure!(
+                status.code() == Code::InvalidArgument && status.message().contains(name),
+                "{status:?}"
+            );
+        }
+        Ok(())
+    }
+
+    async fn replay(&self) -> Result<()> {
+        let owner = key(MINE + 1);
+        let (first, metadata) = self.call(with_key(owner, "replay", 1)).await?;
+        ensure!(metadata.get(headers::REPLAYED).is_none());
+        let (second, metadata) = self.call(with_key(owner, "replay", 1)).await?;
+        ensure!(first == second, "the answers differ");
+        ensure!(
+            metadata.get(headers::REPLAYED).is_some(),
+            "the second answer is not marked as replayed"
+        );
+        let status = self
+            .call(with_key(owner, "replay", 2))
+            .await
+            .err()
+            .context("another request was served")?;
+        ensure!(status.code() == Code::AlreadyExists, "{status:?}");
+        Ok(())
+    }
+
+    async fn duplicates(&self) -> Result<()> {
+        let owner = key(MINE + 2);
+        let answers = join_all((0..16).map(|_| self.call(with_key(owner, "duplicate", 1)))).await;
+        let mut bodies = Vec::new();
+        let mut fresh = 0;
+        for answer in answers {
+            let (body, metadata) = answer?;
+            fresh += usize::from(metadata.get(headers::REPLAYED).is_none());
+            bodies.push(body);
+        }
+        bodies.dedup();
+        ensure!(
+            bodies.len() == 1 && fresh == 1,
+            "{} answers, {fresh} executions",
+            bodies.len()
+        );
+        Ok(())
+    }
+
+    async fn largest_key(&self) -> Result<()> {
+        self.call(with_key(last_key(), "last", 1)).await?;
+        Ok(())
+    }
+
+    async fn foreign_key(&self) -> Result<()> {
+        refused(
+            self.call(with_key(key(OTHERS), "foreign", 1)).await,
+            Some("cell-002"),
+            self.cell.epoch(),
+        )?;
+        refused(
+            self.call(with_key(key(1), "nobody's", 1)).await,
+            None,
+            self.cell.epoch(),
+        )
+    }
+
+    async fn catches_up(&self) -> Result<()> {
+        let next = self.cell.epoch().next();
+        // The router knows that the other cell's keys came here; this process learns it a moment later.
+        let mut request = with_key(key(OTHERS + 1), "early", 1);
+        request.metadata_mut().insert(headers::EPOCH, next.0.into());
+        let call = self.call(request);
+        let publish = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let mine = self.cell.config.cell.clone();
+            let epoch = self.cell.epoch();
+            let table = taken_over(&mine, next)?;
+            self.cell.publish_table(table);
+            anyhow::Ok(epoch)
+        };
+        let (answer, before) = tokio::join!(call, publish);
+        // The data home was not told, so the guard refuses: but with the new epoch, not with "go to cell-002".
+        refused(answer, None, next)?;
+        self.cell.publish(next.next(), before?)?;
+        Ok(())
+    }
+
+    async fn unguarded_writes(&self) -> Result<()> {
+        let mut forgetful = self.cell.as_service().await?;
+        let error = forgetful
+            .execute("UPDATE idempotency_keys SET method = method")
+            .await
+            .err()
+            .context("updated")?;
+        ensure!(code(&error) == "TC002", "{error}");
+        let error = forgetful
+            .execute("DELETE FROM idempotency_keys")
+            .await
+            .err()
+            .context("deleted")?;
+        ensure!(code(&error) == "TC002", "{error}");
+        // Guarded for one range is not guarded for another.
+        let guarded = sqlx::query("SELECT titan.guard($1, $2, $3)")
+            .bind(last_key().as_i64())
+            .bind(&self.cell.config.cell)
+            .bind(i64::MAX);
+        forgetful.execute("BEGIN").await?;
+        guarded.execute(&mut forgetful).await?;
+        let error = sqlx::query("UPDATE idempotency_keys SET method = method WHERE owner_id = $1")
+            .bind(key(MINE + 1).as_i64())
+            .execute(&mut forgetful)
+            .await
+            .err()
+            .context("updated another range")?;
+        ensure!(code(&error) == "TC002", "{error}");
+        forgetful.execute("ROLLBACK").await?;
+        for table in self
+            .cell
+            .service
+            .tables
+            .iter()
+            .filter(|table| table.class == TableClass::Owned)
+        {
+            let statement = sqlx::AssertSqlSafe(format!("TRUNCATE {} CASCADE", table.name));
+            let error = sqlx::raw_sql(statement)
+                .execute(&mut forgetful)
+                .await
+                .err()
+                .context("truncated")?;
+            ensure!(code(&error) == "TC002", "{}: {error}", table.name);
+        }
+        // And a service's role cannot give itself what is not its own.
+        for statement in [
+            "SELECT titan.activate(1000, 1999, 'cell-001', 999)",
+            "SELECT titan.fence(1000, 1999, 999)",
+            "UPDATE titan.ownership SET cell = 'cell-001'",
+        ] {
+            let error = forgetful
+                .execute(statement)
+                .await
+                .err()
+                .context(statement)?;
+            ensure!(code(&error) == "42501", "{statement}: {error}");
+        }
+        Ok(())
+    }
+
+    async fn fence(&self) -> Result<()> {
+        let owner = key(MINE + 3);
+        let fenced = self.cell.epoch().next();
+        self.cell.fence(fenced).await?;
+        refused(self.call(with_key(owner, "fenced", 1)).await, None, fenced)?;
+        // Activated for another cell: the data home says which.
+        self.cell.activate("cell-002", fenced).await?;
+        refused(
+            self.call(with_key(owner, "fenced", 1)).await,
+            Some("cell-002"),
+            fenced,
+        )?;
+        // And back. The service hears of it while the request waits.
+        let back = fenced.next();
+        self.cell.fence(back).await?;
+        self.cell.activate(&self.cell.config.cell, back).await?;
+        let publish = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            self.cell.publish(back, back)
+        };
+        let (answer, published) = tokio::join!(self.call(with_key(owner, "fenced", 1)), publish);
+        published?;
+        answer?;
+        Ok(())
+    }
+
+    async fn metrics(&self) -> Result<()> {
+        let (status, text) = http::get(self.cell.addresses.admin, "/metrics").await?;
+        ensure!(status == 200);
+        for name in [
+            "titan_requests_total",
+            "titan_request_seconds_bucket",
+            "titan_requests_in_flight",
+            "titan_ownership_refusals_total",
+            "titan_routing_epoch",
+            "titan_database_up",
+        ] {
+            ensure!(text.contains(name), "no {name}");
+        }
+        ensure!(text.contains("code=\"FAILED_PRECONDITION\"") && text.contains("code=\"OK\""));
+        Ok(())
+    }
+}
+
+async fn not_ready_before_migrations(service: &'static Service) -> Result<()> {
+    let cell = Cell::start_with(
+        service,
+        CellOptions {
+            migrate: false,
+            ..CellOptions::default()
+        },
+    )
+    .await?;
+    cell.wait_ready_is(false).await?;
+    let (_, reasons) = http::get(cell.addresses.admin, "/readyz").await?;
+    ensure!(reasons.contains("migrations are missing"), "{reasons}");
+    ensure!(
+        http::get(cell.addresses.admin, "/healthz").await?.0 == 200,
+        "a process that waits is alive"
+    );
+    cell_kit::migrate(service, &cell.config).await?;
+    cell.wait_ready().await?;
+    // Again: nothing to do.
+    cell_kit::migrate(service, &cell.config).await?;
+    Ok(())
+}
+
+async fn drain(cell: &mut Cell, mutation: Mutation) -> Result<()> {
+    let channel = cell.channel().await?;
+    let owner = key(MINE + 4);
+    // A request that is in flight: the test holds the row that its key has to be written to.
+    let mut blocker = cell.as_service().await?;
+    blocker.execute("BEGIN").await?;
+    sqlx::query("SELECT titan.guard($1, $2, $3)")
+        .bind(owner.as_i64())
+        .bind(&cell.config.cell)
+        .bind(i64::MAX)
+        .execute(&mut blocker)
+        .await?;
+    sqlx::query("INSERT INTO idempotency_keys (owner_id, key, method, request_hash) VALUES ($1, 'in flight', '', '')")
+        .bind(owner.as_i64())
+        .execute(&mut blocker)
+        .await?;
+    let in_flight = tokio::spawn(mutation(channel.clone(), with_key(owner, "in flight", 1)));
+    wait_for_a_blocked_session(cell).await?;
+
+    cell.terminate();
+    cell.wait_ready_is(false).await?;
+    // Still served: clients have not heard of it yet.
+    mutation(channel, with_key(key(MINE + 5), "late", 1))
+        .await
+        .context("a late request")?;
+    // Wait until the listener is closed, then let the one in flight go on.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while tokio::net::TcpStream::connect(cell.addresses.grpc)
+        .await
+        .is_ok()
+    {
+        ensure!(
+            tokio::time::Instant::now() < deadline,
+            "it goes on listening"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    ensure!(
+        !in_flight.is_finished(),
+        "the request in flight was cut off"
+    );
+    blocker.execute("ROLLBACK").await?;
+    in_flight.await?.context("the request in flight")?;
+    tokio::time::timeout(Duration::from_secs(15), cell.ended())
+        .await
+        .context("it does not end")??;
+    Ok(())
+}
+
+async fn wait_for_a_blocked_session(cell: &Cell) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let blocked: i64 = sqlx::query(
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        )
+        .fetch_one(&cell.admin)
+        .await?
+        .get("n");
+        if blocked > 0 {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            bail!("no request ever waited");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn refused(answer: Answer, moved_to: Option<&str>, at_least: Epoch) -> Result<()> {
+    let status = answer.err().context("it was served")?;
+    ensure!(status.code() == Code::FailedPrecondition, "{status:?}");
+    let cell = status
+        .metadata()
+        .get(headers::MOVED_TO)
+        .map(|cell| cell.to_str())
+        .transpose()?;
+    ensure!(
+        cell == moved_to,
+        "{} is {cell:?}, not {moved_to:?}: {status:?}",
+        headers::MOVED_TO
+    );
+    let epoch: u64 = status
+        .metadata()
+        .get(headers::EPOCH)
+        .context("no epoch")?
+        .to_str()?
+        .parse()?;
+    ensure!(
+        epoch >= at_least.0,
+        "epoch {epoch} is older than {at_least}"
+    );
+    Ok(())
+}
+
+fn taken_over(cell: &str, epoch: Epoch) -> Result<titan_routing::RoutingTable> {
+    use titan_routing::{
+        Assignment, AssignmentState, CellEndpoint, KeyRange, KeyspaceMode, RoutingTable,
+    };
+    let row = |first: Key, last: Key| -> Result<Assignment> {
+        Ok(Assignment {
+            range: KeyRange::new(first, last)?,
+            cell: cell.to_owned(),
+            home: cell.to_owned(),
+            state: AssignmentState::Active,
+            epoch,
+        })
+    };
+    let endpoint = CellEndpoint {
+        cell: cell.to_owned(),
+        region: String::new(),
+        endpoint: format!("{cell}.svc.cluster.local"),
+    };
+    Ok(RoutingTable::new(
+        epoch,
+        KeyspaceMode::UserId,
+        vec![row(key(MINE), key(OTHERS + 999))?],
+        vec![endpoint],
+        Vec::new(),
+    )?)
+}
+
+fn code(error: &sqlx::Error) -> String {
+    error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .unwrap_or_default()
+        .into_owned()
+}
