@@ -1,8 +1,10 @@
-//! The chart's copies of generated files.
+//! What is generated from the CRDs for the chart and the documentation.
 //!
 //! Helm never upgrades what lies in a chart's `crds` folder, so the chart carries the definitions as ordinary files
 //! that a template includes. They are the manifests of the `crds` crate with one annotation more: helm leaves them
 //! in the cluster when the release is uninstalled, because with a definition go all its resources.
+
+mod reference;
 
 use std::path::{Path, PathBuf};
 
@@ -35,11 +37,11 @@ pub fn chart_copy(manifest: &str) -> Result<String, String> {
     Ok(format!("{head}\n{KEEP}{tail}"))
 }
 
-/// Writes the chart's copies, or with `check` only says which of them are out of date.
+/// Writes the chart's copies and the reference of the resources, or with `check` only says which are out of date.
 ///
 /// # Errors
 /// When a file cannot be read or written, or a manifest has another form than expected.
-pub fn copy_definitions(check: bool) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+pub fn generate(check: bool) -> Result<Vec<String>, Box<dyn std::error::Error>> {
     let (from, to) = (
         repository().join("crds/manifests"),
         chart().join("files/crds"),
@@ -64,6 +66,16 @@ pub fn copy_definitions(check: bool) -> Result<Vec<String>, Box<dyn std::error::
             }
         }
         names.push(name);
+    }
+    let (page, fresh) = (
+        repository().join("docs/resources.md"),
+        reference::page(&from)?,
+    );
+    if std::fs::read_to_string(&page).ok().as_deref() != Some(&fresh) {
+        stale.push("docs/resources.md".to_owned());
+        if !check {
+            std::fs::write(&page, fresh)?;
+        }
     }
     for entry in std::fs::read_dir(&to)? {
         let path = entry?.path();

@@ -6,10 +6,10 @@ use common::{object, of_kind, render};
 
 #[test]
 fn the_chart_carries_the_generated_definitions() {
-    let stale = titan_chart_tests::copy_definitions(true).unwrap();
+    let stale = titan_chart_tests::generate(true).unwrap();
     assert!(
         stale.is_empty(),
-        "out of date in charts/titan/files/crds: {stale:?}. Run `cargo run -p titan-chart-tests --bin chartgen`."
+        "out of date: {stale:?}. Run `cargo run -p titan-chart-tests --bin chartgen`."
     );
 }
 
