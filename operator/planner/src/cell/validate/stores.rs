@@ -48,8 +48,8 @@ pub(super) fn postgres(
     }
     let synchronous = cell
         .synchronous
-        // What the profile says of three members does not bind a cell that has one.
-        .or_else(|| profile.synchronous.filter(|_| cell.members.is_none()))
+        // A cell that takes one member where its profile has three takes it without standbys to wait for.
+        .or_else(|| profile.synchronous.filter(|_| cell.members != Some(1)))
         .unwrap_or(members == 3);
     if synchronous && members == 1 {
         return Err(invalid(

@@ -1,0 +1,399 @@
+//! How a cell, its profile and its fleet come together.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Setup, credentials, from_yaml};
+use titan_crds::{Databases, RedisTopology};
+use titan_planner::cell::{
+    PostgresPlan, RedisPlan, StoreStorage, ValidatedCell, build, patroni_dynamic_configuration,
+};
+use titan_planner::object::{HOLDS_DATA, Kind, MANAGED_BY, MANAGER};
+
+fn with_databases(cell: &str, profile: &str) -> ValidatedCell {
+    let mut setup = Setup::quickstart();
+    setup.cell.spec.databases = from_yaml::<Databases>(cell);
+    setup.profile.spec.databases = from_yaml::<Databases>(profile);
+    setup.valid()
+}
+
+fn postgres(cell: &str, profile: &str) -> PostgresPlan {
+    with_databases(
+        &format!("{{ postgres: {cell} }}"),
+        &format!("{{ postgres: {profile} }}"),
+    )
+    .postgres
+}
+
+#[test]
+fn a_cell_overrides_its_profile_field_by_field() {
+    let members_of = |plan: PostgresPlan| match plan {
+        PostgresPlan::Managed {
+            members,
+            synchronous,
+            storage,
+            ..
+        } => (members, synchronous, storage),
+        PostgresPlan::External { secret_name } => panic!("{secret_name}"),
+    };
+    let persistent = |size: &str| StoreStorage::Persistent {
+        size: size.to_owned(),
+        storage_class_name: None,
+    };
+    let three = "{ members: 3, storage: { persistent: { size: 20Gi } } }";
+    assert_eq!(
+        members_of(postgres("~", "~")),
+        (1, false, persistent("10Gi"))
+    );
+    assert_eq!(
+        members_of(postgres("~", three)),
+        (3, true, persistent("20Gi"))
+    );
+    assert_eq!(
+        members_of(postgres("{ synchronous: false }", three)),
+        (3, false, persistent("20Gi"))
+    );
+    assert_eq!(
+        members_of(postgres(
+            "{ members: 1 }",
+            "{ members: 3, synchronous: true }"
+        )),
+        (1, false, persistent("10Gi"))
+    );
+    assert_eq!(
+        members_of(postgres(
+            "{ storage: { ephemeral: { sizeLimit: 1024Mi } } }",
+            three
+        )),
+        (
+            3,
+            true,
+            StoreStorage::Ephemeral {
+                size_limit: Some("1Gi".to_owned())
+            }
+        )
+    );
+    let external = |name: &str| PostgresPlan::External {
+        secret_name: name.to_owned(),
+    };
+    let server = "{ external: { secretName: shared } }";
+    assert_eq!(postgres("~", server), external("shared"));
+    assert_eq!(
+        postgres("{ external: { secretName: own } }", server),
+        external("own")
+    );
+    assert_eq!(
+        postgres("{ external: { secretName: own } }", three),
+        external("own")
+    );
+    assert_eq!(members_of(postgres("{ members: 3 }", server)).0, 3);
+}
+
+#[test]
+fn external_stores_leave_nothing_of_the_managed_ones() {
+    let cell = with_databases(
+        "{ postgres: { external: { secretName: pg } }, redis: { external: { secretName: redis } } }",
+        "{ postgres: { members: 3 }, redis: { topology: Cluster } }",
+    );
+    assert_eq!(patroni_dynamic_configuration(&cell), None);
+    let desired = build(&cell, &credentials(&cell)).unwrap();
+    for object in &desired.objects {
+        assert!(object.kind != Kind::StatefulSet, "{}", object.name);
+        for store in ["postgres", "redis"] {
+            assert!(
+                !object.name.starts_with(store),
+                "{:?} {}",
+                object.kind,
+                object.name
+            );
+        }
+    }
+    let environment = desired
+        .objects
+        .iter()
+        .find(|object| object.name == "cell-environment")
+        .unwrap();
+    for (variable, value) in [
+        ("PGHOST", "pg.example.com"),
+        ("PGPORT", "6432"),
+        ("PGSSLMODE", "require"),
+        ("PGDATABASE", "cell_001"),
+        ("TITAN_REDIS_ADDRS", "redis://redis.example.com:6380"),
+        ("TITAN_REDIS_CLUSTER", "false"),
+    ] {
+        assert_eq!(environment.body["data"][variable], value);
+    }
+}
+
+#[test]
+fn overrides_of_a_service_replace_what_the_profile_says() {
+    let mut setup = Setup::quickstart();
+    setup.cell.spec.overrides =
+        from_yaml("{ order: { release: v9, replicas: 2, resources: { limits: { cpu: '1' } } } }");
+    let cell = setup.valid();
+    let order = cell.services.iter().find(|s| s.name == "order").unwrap();
+    assert_eq!(order.image, "titan/order:v9");
+    assert_eq!(order.replicas, Some(2));
+    assert_eq!(
+        order.resources,
+        from_yaml("{ requests: { cpu: '1' }, limits: { cpu: '1' } }")
+    );
+    let user = cell.services.iter().find(|s| s.name == "user").unwrap();
+    assert_eq!(user.image, "titan/user:dev");
+    assert_eq!(user.replicas, Some(1));
+}
+
+#[test]
+fn topics_and_schemas_bear_the_cell() {
+    let mut setup = Setup::quickstart();
+    setup.fleet.spec.kafka.replication_factor = 3;
+    setup.profile.spec.services[2].name = "flash-sale".to_owned();
+    setup.profile.spec.services[2].topics = from_yaml(
+        "[{ name: b, cleanupPolicy: Compact }, { name: a, partitions: 6, retentionHours: 1 }, \
+          { name: c, cleanupPolicy: Compact, retentionHours: 2 }, { name: d }]",
+    );
+    let cell = setup.valid();
+    let topics: Vec<_> = cell
+        .topics
+        .iter()
+        .map(|topic| {
+            let config: Vec<_> = topic.config.values().map(String::as_str).collect();
+            (
+                topic.name.as_str(),
+                topic.partitions,
+                topic.replication_factor,
+                config.join(" "),
+            )
+        })
+        .collect();
+    assert_eq!(
+        topics,
+        [
+            ("titan.cell-001.a", 6, 3, "delete 3600000".to_owned()),
+            ("titan.cell-001.b", 3, 3, "compact -1".to_owned()),
+            (
+                "titan.cell-001.c",
+                3,
+                3,
+                "compact,delete 7200000".to_owned()
+            ),
+            ("titan.cell-001.d", 3, 3, "delete 604800000".to_owned()),
+        ]
+    );
+    let roles: Vec<_> = cell
+        .schemas
+        .iter()
+        .map(|s| (s.schema.as_str(), s.role.as_str()))
+        .collect();
+    assert_eq!(
+        roles,
+        [
+            ("cart", "cell_001_cart"),
+            ("flash_sale", "cell_001_flash_sale"),
+            ("user", "cell_001_user")
+        ]
+    );
+    assert_eq!(cell.endpoint(), "cell-001.svc.cluster.local");
+}
+
+#[test]
+fn every_object_says_whose_it_is_and_what_holds_data_says_so() {
+    for setup in [Setup::quickstart(), Setup::standard(), Setup::web()] {
+        let cell = setup.valid();
+        let desired = build(&cell, &credentials(&cell)).unwrap();
+        for object in &desired.objects {
+            let metadata = &object.body["metadata"];
+            assert_eq!(metadata["labels"][MANAGED_BY], MANAGER);
+            assert_eq!(metadata["labels"]["titan.dev/cell"], "cell-001");
+            assert_eq!(metadata["labels"]["titan.dev/fleet"], "shop");
+            assert!(metadata.get("ownerReferences").is_none());
+            let namespace = (object.kind != Kind::Namespace).then_some("cell-001");
+            assert_eq!(metadata["namespace"].as_str(), namespace);
+            assert_eq!(
+                object.holds_data,
+                metadata["annotations"].get(HOLDS_DATA).is_some()
+            );
+        }
+        let data: Vec<_> = desired
+            .objects
+            .iter()
+            .filter(|object| object.holds_data)
+            .map(|object| format!("{:?} {}", object.kind, object.name))
+            .collect();
+        assert_eq!(
+            data,
+            [
+                "Namespace cell-001",
+                "Secret postgres-admin",
+                "Secret redis-auth",
+                "StatefulSet postgres",
+                "StatefulSet redis"
+            ]
+        );
+    }
+}
+
+#[test]
+fn patroni_is_never_told_to_label_its_own_with_ours() {
+    // The operator deletes what bears its label and is not desired; Patroni's ConfigMaps are the cluster's memory.
+    let cell = Setup::standard().valid();
+    let desired = build(&cell, &credentials(&cell)).unwrap();
+    let config = desired
+        .objects
+        .iter()
+        .find(|object| object.name == "postgres-patroni")
+        .unwrap();
+    let config: serde_json::Value =
+        serde_json::from_str(config.body["data"]["patroni.yml"].as_str().unwrap()).unwrap();
+    let labels = config["kubernetes"]["labels"].as_object().unwrap();
+    assert!(!labels.contains_key(MANAGED_BY));
+    // And its members are found by exactly these.
+    let members = desired
+        .objects
+        .iter()
+        .find(|object| object.kind == Kind::StatefulSet && object.name == "postgres")
+        .unwrap();
+    let pod_labels = &members.body["spec"]["template"]["metadata"]["labels"];
+    for (label, value) in labels {
+        assert_eq!(pod_labels[label], *value);
+    }
+    assert_eq!(
+        pod_labels[config["kubernetes"]["scope_label"].as_str().unwrap()],
+        config["scope"]
+    );
+    // The rule of Patroni's manual.
+    let settings = patroni_dynamic_configuration(&cell).unwrap();
+    let seconds = |name: &str| settings[name].as_u64().unwrap();
+    assert!(seconds("loop_wait") + 2 * seconds("retry_timeout") <= seconds("ttl"));
+    assert!(seconds("ttl") >= 20 && seconds("loop_wait") >= 1 && seconds("retry_timeout") >= 3);
+    assert_eq!(config["bootstrap"]["dcs"], settings);
+    assert_eq!(settings["synchronous_mode_strict"], true);
+}
+
+#[test]
+fn passwords_that_are_missing_are_named() {
+    let cell = Setup::quickstart().valid();
+    let whole = credentials(&cell);
+    let refused = |change: fn(&mut titan_planner::cell::Credentials)| {
+        let mut credentials = whole.clone();
+        change(&mut credentials);
+        build(&cell, &credentials).unwrap_err()
+    };
+    for (change, named) in [
+        (
+            (|c| c.postgres.password.clear()) as fn(&mut titan_planner::cell::Credentials),
+            "administrator",
+        ),
+        (|c| c.replication_password.clear(), "replication"),
+        (|c| c.redis.password.clear(), "Redis"),
+        (|c| c.services = BTreeMap::new(), "service cart"),
+    ] {
+        let invalid = refused(change);
+        assert_eq!(invalid.reason, "CredentialsMissing");
+        assert!(invalid.message.contains(named), "{invalid}");
+    }
+}
+
+#[test]
+fn a_redis_cluster_has_six_nodes() {
+    let cell = Setup::standard().valid();
+    let RedisPlan::Managed { topology, .. } = &cell.redis else {
+        panic!("{:?}", cell.redis)
+    };
+    assert_eq!((*topology, topology.count()), (RedisTopology::Cluster, 6));
+}
+
+/// What of a cell changes when one thing in it does.
+mod rolling {
+    use super::*;
+    use titan_planner::cell::Credentials;
+    use titan_planner::object::Object;
+
+    fn objects(setup: &Setup, change: fn(&mut Credentials)) -> BTreeMap<String, Object> {
+        let cell = setup.valid();
+        let mut credentials = credentials(&cell);
+        change(&mut credentials);
+        build(&cell, &credentials)
+            .unwrap()
+            .objects
+            .into_iter()
+            .map(|object| (format!("{:?}/{}", object.kind, object.name), object))
+            .collect()
+    }
+
+    fn changed(before: &BTreeMap<String, Object>, after: &BTreeMap<String, Object>) -> Vec<String> {
+        after
+            .iter()
+            .filter(|(name, object)| before.get(*name) != Some(object))
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    #[test]
+    fn a_new_password_replaces_the_pods_that_read_it_and_no_others() {
+        let setup = Setup::quickstart();
+        let before = objects(&setup, |_| {});
+        let after = objects(&setup, |c| {
+            c.services.insert("cart".to_owned(), "new".to_owned());
+        });
+        assert_eq!(
+            changed(&before, &after),
+            ["Deployment/cart", "Secret/cart-credentials"]
+        );
+        let after = objects(&setup, |c| c.redis.password = "new".to_owned());
+        assert_eq!(
+            changed(&before, &after),
+            [
+                "Deployment/cart",
+                "Secret/cart-credentials",
+                "Secret/redis-auth",
+                "StatefulSet/redis"
+            ]
+        );
+    }
+
+    #[test]
+    fn other_brokers_replace_the_pods_but_migrate_nothing() {
+        let mut setup = Setup::quickstart();
+        let before = objects(&setup, |_| {});
+        setup.fleet.spec.kafka.bootstrap = "other:9092".to_owned();
+        let after = objects(&setup, |_| {});
+        assert_eq!(
+            changed(&before, &after),
+            [
+                "ConfigMap/cell-environment",
+                "Deployment/cart",
+                "Deployment/order",
+                "Deployment/user"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_release_or_another_database_is_migrated_to() {
+        let jobs = |objects: &BTreeMap<String, Object>| -> Vec<String> {
+            let mut jobs: Vec<_> = objects
+                .keys()
+                .filter(|name| name.starts_with("Job/"))
+                .cloned()
+                .collect();
+            jobs.sort();
+            jobs
+        };
+        let mut setup = Setup::quickstart();
+        let before = jobs(&objects(&setup, |_| {}));
+        assert_eq!(before.len(), 3);
+        setup.cell.spec.overrides = from_yaml("{ order: { release: next } }");
+        let after = jobs(&objects(&setup, |_| {}));
+        assert_eq!(after.iter().filter(|job| !before.contains(job)).count(), 1);
+        let mut setup = Setup::quickstart();
+        setup.cell.spec.databases = from_yaml("{ postgres: { external: { secretName: pg } } }");
+        let after = jobs(&objects(&setup, |_| {}));
+        assert_eq!(after.iter().filter(|job| !before.contains(job)).count(), 3);
+        let other = jobs(&objects(&setup, |c| {
+            c.postgres.host = "elsewhere".to_owned()
+        }));
+        assert_eq!(other.iter().filter(|job| !after.contains(job)).count(), 3);
+    }
+}
