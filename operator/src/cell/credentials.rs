@@ -69,7 +69,10 @@ pub(super) async fn gather(
     Ok(Ok(Credentials {
         postgres,
         redis,
-        replication_password: keep_or_make("postgres-admin", "replication-password"),
+        replication_password: match &cell.postgres {
+            PostgresPlan::Managed { .. } => keep_or_make("postgres-admin", "replication-password"),
+            PostgresPlan::External { .. } => String::new(),
+        },
         services,
     }))
 }

@@ -36,7 +36,7 @@ pub(super) async fn commit(
     let tables: Api<TableResource> = Api::all(context.client.clone());
     let resource = tables.get_opt(&name).await?;
     let base = base(fleet, resource.as_ref(), context).await;
-    let gone = confirm_gone(&base.table, &views, context).await?;
+    let (views, gone) = confirm(&base.table, views, context).await?;
 
     let input = PlanInput {
         mode: mode_from_resource(fleet.spec.keyspace.mode),
@@ -135,25 +135,39 @@ async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Con
     }
 }
 
-/// Which of the cells that the table names and the cache does not know are really gone, asked one by one at the source:
-/// a cache may lag, and taking a living cell out of the table would be an outage.
-async fn confirm_gone(
+/// Makes sure, at the source and one by one, of those cells that would lose their rows: a cache may lag, and taking a living
+/// cell out of the table would be an outage. Returns the views without the mistaken ones, and the cells that are really gone.
+///
+/// A cell that turns out to live although the cache shows it deleted is left out of this plan: its row stays, and the next
+/// event of its watch brings it back.
+async fn confirm(
     table: &Observed<RoutingTable>,
-    views: &[CellView],
+    mut views: Vec<CellView>,
     context: &Context,
-) -> Result<BTreeSet<String>, ReconcileError> {
-    let Observed::Known(table) = table else {
-        return Ok(BTreeSet::new());
-    };
-    let seen: BTreeSet<&str> = views.iter().map(|view| view.name.as_str()).collect();
-    let cells: Api<Cell> = Api::all(context.client.clone());
+) -> Result<(Vec<CellView>, BTreeSet<String>), ReconcileError> {
     let mut gone = BTreeSet::new();
+    let Observed::Known(table) = table else {
+        return Ok((views, gone));
+    };
+    let cells: Api<Cell> = Api::all(context.client.clone());
     for name in table.cells_in_use() {
-        if !seen.contains(name) && cells.get_opt(name).await?.is_none() {
-            gone.insert(name.to_owned());
+        let view = views.iter().find(|view| view.name == name);
+        if view.is_some_and(|view| !view.deleting) {
+            continue;
+        }
+        let seen_deleting = view.is_some();
+        match cells.get_opt(name).await? {
+            None => {
+                gone.insert(name.to_owned());
+            }
+            Some(cell) if seen_deleting && cell.metadata.deletion_timestamp.is_none() => {
+                tracing::warn!(cell = name, "the cache shows as deleted a cell that lives");
+                views.retain(|view| view.name != name);
+            }
+            Some(_) => {}
         }
     }
-    Ok(gone)
+    Ok((views, gone))
 }
 
 async fn write(

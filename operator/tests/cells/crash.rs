@@ -1,0 +1,162 @@
+//! The operator dies right after its k-th write, for every k, and a new one goes on: the end is that of a run without a
+//! crash, and nothing was created or deleted more often (Sieve, OSDI '22).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::json;
+use titan_crds::Cell;
+
+use crate::book::Book;
+use crate::harness::{World, condition};
+
+/// How often each thing was created and deleted, with the cell's own name taken out.
+fn counts(writes: &[String], cell: &str) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for write in writes {
+        if write.contains(" create ") || write.contains(" delete ") || write.contains(" drop ") {
+            let name = write
+                .replace(cell, "CELL")
+                .replace(&cell.replace('-', "_"), "CELL");
+            let name = match name.split_once("-migrate-") {
+                Some((name, _)) => name.to_owned(),
+                None => name,
+            };
+            *counts.entry(name).or_insert(0) += 1;
+        }
+    }
+    counts
+}
+
+/// Runs `act` to rest with an operator that dies after each `limit`-th write of a life. Returns all writes.
+async fn run(world: &World, limit: Option<usize>) -> Vec<String> {
+    let mut writes = Vec::new();
+    let mut limit = limit;
+    loop {
+        let book = Arc::new(limit.map_or_else(Book::new, Book::crashing_after));
+        let result = world.settle(&book).await;
+        writes.extend(book.writes());
+        if result.is_ok() {
+            return writes;
+        }
+        world.restart_operator();
+        // One crash a run: what comes after is a clean life.
+        limit = None;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_after_any_write_changes_nothing() {
+    let world = World::new("crashes").await;
+    world.create::<Cell>(world.cell(0)).await;
+    let clean_up = run(&world, None).await;
+    let expected = world.essence(0).await;
+    world.delete_cell(0).await;
+    let clean_down = run(&world, None).await;
+    let (up, down) = (
+        counts(&clean_up, &world.cell_name(0)),
+        counts(&clean_down, &world.cell_name(0)),
+    );
+    assert!(up.len() > 20, "a cell is more than that: {up:#?}");
+
+    // One cell a crash point, created up to its crash, checked, and deleted up to its crash.
+    for k in 1..=clean_up.len().max(clean_down.len()) {
+        let number = i64::try_from(k).unwrap();
+        let name = world.cell_name(number);
+        world.create::<Cell>(world.cell(number)).await;
+        let writes = run(&world, Some(k)).await;
+        assert_eq!(
+            counts(&writes, &name),
+            up,
+            "creation with a crash after write {k}"
+        );
+        let cell = world.get_cell(number).await.unwrap();
+        assert!(
+            condition(&cell, "Ready").starts_with("True/"),
+            "crash after write {k}: {}",
+            condition(&cell, "Ready")
+        );
+        assert_eq!(
+            world.essence(number).await,
+            expected,
+            "crash after write {k}"
+        );
+
+        world.delete_cell(number).await;
+        let writes = run(&world, Some(k)).await;
+        assert_eq!(
+            counts(&writes, &name),
+            down,
+            "deletion with a crash after write {k}"
+        );
+        assert!(world.get_cell(number).await.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_view_deletes_nothing_that_lives() {
+    let world = World::new("stale").await;
+    let before_any = world.view().await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let table = world.table().await.unwrap();
+
+    // The caches know nothing of the cell, as after a LIST from an apiserver that lags.
+    let stale = Arc::new(Book::new());
+    world.round(&before_any, &stale).await.unwrap();
+    let after = world.table().await.unwrap();
+    assert_eq!(
+        after.spec,
+        table.spec,
+        "a living cell is not taken out of the table: {:?}",
+        stale.writes()
+    );
+
+    // The caches still hold the cell as it was before its spec changed; the write of its status must not undo anything.
+    let old = world.view().await;
+    world
+        .patch::<Cell>(&world.cell_name(1), json!({"spec": {"release": "2.0.0"}}))
+        .await;
+    world.settle(&book).await.unwrap();
+    let stale = Arc::new(Book::new());
+    world.round(&old, &stale).await.unwrap();
+    world.settle(&book).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    assert_eq!(cell.status.unwrap().release.as_deref(), Some("2.0.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_made_anew_under_an_old_name_is_another_cell() {
+    let world = World::new("reborn").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let old_view = world.view().await;
+    world.delete_cell(1).await;
+    world.settle(&book).await.unwrap();
+    world.create::<Cell>(world.cell(1)).await;
+    world.settle(&book).await.unwrap();
+    let reborn = world.essence(1).await;
+
+    // The deletion of the old one was hidden from the caches, which show it as it was, and then as it was deleted.
+    let mut deleting = old_view.clone();
+    for cell in &mut deleting.cells {
+        cell.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                k8s_openapi::jiff::Timestamp::now(),
+            ));
+    }
+    let stale = Arc::new(Book::new());
+    for view in [&old_view, &deleting] {
+        world.round(view, &stale).await.unwrap();
+    }
+    world.settle(&book).await.unwrap();
+    assert_eq!(world.essence(1).await, reborn, "{:#?}", stale.writes());
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(
+        condition(&cell, "Ready").starts_with("True/"),
+        "{}",
+        condition(&cell, "Ready")
+    );
+}

@@ -1,0 +1,535 @@
+//! A world for one test: its own fleet, profile and cells on shared servers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::watcher::Event;
+use kube::{Api, Client, Config, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
+use titan_operator::cell::ReconcileError;
+use titan_operator::context::{Context, Failures, KafkaAdmins};
+use titan_operator::ledger::Ledger;
+use titan_operator::metrics::Metrics;
+use titan_operator::tables::Tables;
+use titan_operator::{cell, fleet};
+use titan_planner::object::Kind;
+use titan_routing::server::{RegistryOptions, RegistryService};
+use titan_testbed::{Apiserver, Kafka, Postgres, Redis};
+
+use crate::book::Book;
+
+const SYSTEM: &str = "titan-system";
+
+struct Servers {
+    apiserver: Apiserver,
+    _namespaces: titan_testbed::process::Server,
+    postgres: Postgres,
+    redis: Redis,
+    kafka: Kafka,
+}
+
+/// Servers that all tests of this process share: each test has names of its own in them.
+fn servers() -> &'static Servers {
+    static SERVERS: OnceLock<Servers> = OnceLock::new();
+    SERVERS.get_or_init(|| {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .init();
+        let apiserver = Apiserver::start().expect("apiserver");
+        let manifests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds/manifests");
+        apiserver.apply(&manifests).expect("CRDs");
+        apiserver
+            .kubectl(&["create", "namespace", SYSTEM])
+            .expect("system namespace");
+        let namespaces = apiserver
+            .start_controllers(&["namespace-controller", "garbage-collector-controller"])
+            .expect("controller-manager");
+        Servers {
+            apiserver,
+            _namespaces: namespaces,
+            postgres: Postgres::start().expect("PostgreSQL"),
+            redis: Redis::start().expect("Redis"),
+            kafka: Kafka::start().expect("Kafka"),
+        }
+    })
+}
+
+/// What one test works with.
+pub struct World {
+    pub client: Client,
+    /// The prefix of all names of this test.
+    pub name: String,
+    base: i64,
+    /// The routing tables that the operator of the moment has in memory.
+    tables: Mutex<Arc<Tables>>,
+}
+
+impl World {
+    /// A world with a fleet and a profile of two services.
+    pub async fn new(name: &str) -> World {
+        let servers = tokio::task::spawn_blocking(servers).await.unwrap();
+        let kubeconfig = Kubeconfig::read_from(servers.apiserver.kubeconfig()).unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .unwrap();
+        let client = Client::try_from(config).unwrap();
+        static WORLDS: AtomicU64 = AtomicU64::new(0);
+        let number = WORLDS.fetch_add(1, Ordering::Relaxed);
+        let world = World {
+            client,
+            name: name.to_owned(),
+            base: i64::try_from(number).unwrap() * 1_000_000,
+            tables: Mutex::new(fresh_tables()),
+        };
+        world
+            .secret(
+                "postgres",
+                &json!({
+                    "host": "127.0.0.1",
+                    "port": servers.postgres.maintenance().port.to_string(),
+                    "username": servers.postgres.maintenance().user,
+                    "password": servers.postgres.maintenance().password,
+                    "sslmode": "disable",
+                }),
+            )
+            .await;
+        world
+            .secret(
+                "redis",
+                &json!({
+                    "host": servers.redis.host(),
+                    "port": servers.redis.port().to_string(),
+                    "password": Redis::PASSWORD,
+                }),
+            )
+            .await;
+        world.create::<CellFleet>(world.fleet()).await;
+        world.create::<ServiceProfile>(world.profile()).await;
+        world
+    }
+
+    async fn secret(&self, suffix: &str, data: &Value) {
+        let body = json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": format!("{}-{suffix}", self.name)},
+            "stringData": data,
+        });
+        let api: Api<k8s_openapi::api::core::v1::Secret> =
+            Api::namespaced(self.client.clone(), SYSTEM);
+        api.create(
+            &PostParams::default(),
+            &serde_json::from_value(body).unwrap(),
+        )
+        .await
+        .unwrap();
+    }
+
+    pub fn fleet(&self) -> Value {
+        json!({
+            "apiVersion": "titan.dev/v1alpha1", "kind": "CellFleet",
+            "metadata": {"name": self.name},
+            "spec": {"kafka": {
+                "bootstrap": servers().kafka.bootstrap(), "replicationFactor": 1,
+            }},
+        })
+    }
+
+    pub fn profile(&self) -> Value {
+        json!({
+            "apiVersion": "titan.dev/v1alpha1", "kind": "ServiceProfile",
+            "metadata": {"name": self.name},
+            "spec": {
+                "databases": {
+                    "postgres": {"external": {"secretName": format!("{}-postgres", self.name)}},
+                    "redis": {"external": {"secretName": format!("{}-redis", self.name)}},
+                },
+                "services": [
+                    {"name": "user", "port": 50020, "stores": {"postgres": true}},
+                    {"name": "order", "port": 50001, "dependsOn": ["user"],
+                     "stores": {"postgres": true, "kafka": true},
+                     "topics": [{"name": "order.events", "partitions": 2}]},
+                ],
+            },
+        })
+    }
+
+    /// The name of the test's n-th cell.
+    pub fn cell_name(&self, number: i64) -> String {
+        format!("{}-{number:03}", self.name)
+    }
+
+    /// The n-th cell, with a thousand users.
+    pub fn cell(&self, number: i64) -> Value {
+        let first = self.base + number * 1000;
+        json!({
+            "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
+            "metadata": {"name": self.cell_name(number)},
+            "spec": {
+                "fleet": self.name, "profile": self.name, "release": "1.0.0",
+                "userRange": {"first": first, "last": first + 999},
+                "reclaimPolicy": "Delete",
+            },
+        })
+    }
+
+    pub async fn create<K>(&self, body: Value) -> K
+    where
+        K: Resource<DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::Serialize
+            + DeserializeOwned,
+    {
+        let object: K = serde_json::from_value(body).unwrap();
+        Api::<K>::all(self.client.clone())
+            .create(&PostParams::default(), &object)
+            .await
+            .unwrap()
+    }
+
+    pub async fn patch<K>(&self, name: &str, patch: Value) -> K
+    where
+        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+    {
+        Api::<K>::all(self.client.clone())
+            .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap()
+    }
+
+    pub async fn delete_cell(&self, number: i64) {
+        Api::<Cell>::all(self.client.clone())
+            .delete(&self.cell_name(number), &DeleteParams::default())
+            .await
+            .unwrap();
+    }
+
+    pub async fn get_cell(&self, number: i64) -> Option<Cell> {
+        Api::<Cell>::all(self.client.clone())
+            .get_opt(&self.cell_name(number))
+            .await
+            .unwrap()
+    }
+
+    pub async fn table(&self) -> Option<RoutingTable> {
+        Api::<RoutingTable>::all(self.client.clone())
+            .get_opt(&self.name)
+            .await
+            .unwrap()
+    }
+
+    /// Forgets what the operator had in memory, as a new process would.
+    pub fn restart_operator(&self) {
+        *self.tables.lock().unwrap_or_else(PoisonError::into_inner) = fresh_tables();
+    }
+
+    /// What there is now, as the operator's caches would have it.
+    pub async fn view(&self) -> View {
+        let cells = list::<Cell>(&self.client).await;
+        View {
+            cells: cells
+                .into_iter()
+                .filter(|cell| cell.spec.fleet == self.name)
+                .collect(),
+            profiles: list(&self.client).await,
+            fleets: list::<CellFleet>(&self.client)
+                .await
+                .into_iter()
+                .filter(|fleet| fleet.name_any() == self.name)
+                .collect(),
+        }
+    }
+
+    fn context(&self, view: &View, ledger: Arc<dyn Ledger>) -> Context {
+        let tables = self
+            .tables
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Context {
+            client: self.client.clone(),
+            ledger,
+            tables,
+            recorder: Recorder::new(
+                self.client.clone(),
+                Reporter {
+                    controller: "titan-operator".to_owned(),
+                    instance: None,
+                },
+            ),
+            metrics: Metrics::new().unwrap(),
+            system_namespace: SYSTEM.to_owned(),
+            cells: store(&view.cells),
+            profiles: store(&view.profiles),
+            fleets: store(&view.fleets),
+            kafka: KafkaAdmins::default(),
+            failures: Failures::default(),
+        }
+    }
+
+    /// One round of the operator over everything in `view`: the fleets, then the cells.
+    pub async fn round(&self, view: &View, book: &Arc<Book>) -> Result<(), ReconcileError> {
+        let context = Arc::new(self.context(view, book.clone()));
+        if let Some(table) = self.table().await {
+            context.tables.take_in(&table);
+        }
+        for one in &view.fleets {
+            transient(fleet::reconcile(Arc::new(one.clone()), context.clone()).await)?;
+        }
+        for one in &view.cells {
+            transient(cell::reconcile(Arc::new(one.clone()), context.clone()).await)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds until one of them writes nothing, with a kubelet's work done in between.
+    pub async fn settle(&self, book: &Arc<Book>) -> Result<(), ReconcileError> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            let before = book.len();
+            self.round(&self.view().await, book).await?;
+            let moved = self.play_kubelet().await;
+            if book.len() > before || moved {
+                continue;
+            }
+            if !self.is_deleting().await {
+                return Ok(());
+            }
+            // The namespace controller is at work, at its own pace.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!(
+            "the operator did not come to rest; its last writes: {:#?}",
+            book.writes().iter().rev().take(20).collect::<Vec<_>>()
+        );
+    }
+
+    async fn is_deleting(&self) -> bool {
+        self.view()
+            .await
+            .cells
+            .iter()
+            .any(|cell| cell.metadata.deletion_timestamp.is_some() && !cell.spec.paused)
+    }
+
+    /// Completes every Job and readies every Deployment of the test's cells. Whether there was anything to do.
+    async fn play_kubelet(&self) -> bool {
+        let mut moved = false;
+        for cell in self.view().await.cells {
+            let namespace = cell.name_any();
+            for job in self.objects(&namespace, Kind::Job).await {
+                if job.data.pointer("/status/succeeded").is_none() {
+                    let now = "2026-01-01T00:00:00Z";
+                    let status = json!({"status": {
+                        "succeeded": 1, "startTime": now, "completionTime": now,
+                        "conditions": [
+                            {"type": "SuccessCriteriaMet", "status": "True"},
+                            {"type": "Complete", "status": "True"},
+                        ],
+                    }});
+                    self.patch_status(&namespace, Kind::Job, &job.name_any(), status)
+                        .await;
+                    moved = true;
+                }
+            }
+            for deployment in self.objects(&namespace, Kind::Deployment).await {
+                let generation = deployment.metadata.generation;
+                let wanted = deployment
+                    .data
+                    .pointer("/spec/replicas")
+                    .and_then(Value::as_i64)
+                    .unwrap_or(1);
+                let status = &deployment.data["status"];
+                if status["observedGeneration"].as_i64() != generation
+                    || status["readyReplicas"].as_i64().unwrap_or(0) != wanted
+                {
+                    let status = json!({"status": {
+                        "observedGeneration": generation, "replicas": wanted,
+                        "updatedReplicas": wanted, "readyReplicas": wanted, "availableReplicas": wanted,
+                    }});
+                    self.patch_status(&namespace, Kind::Deployment, &deployment.name_any(), status)
+                        .await;
+                    moved = true;
+                }
+            }
+        }
+        moved
+    }
+
+    async fn patch_status(&self, namespace: &str, kind: Kind, name: &str, status: Value) {
+        self.api(namespace, kind)
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
+            .await
+            .unwrap();
+    }
+
+    pub fn api(&self, namespace: &str, kind: Kind) -> Api<DynamicObject> {
+        let (group, version, kind_name, plural) = kind.names();
+        let resource = ApiResource::from_gvk_with_plural(
+            &GroupVersionKind::gvk(group, version, kind_name),
+            plural,
+        );
+        Api::namespaced_with(self.client.clone(), namespace, &resource)
+    }
+
+    pub async fn objects(&self, namespace: &str, kind: Kind) -> Vec<DynamicObject> {
+        self.api(namespace, kind)
+            .list(&ListParams::default())
+            .await
+            .map(|list| list.items)
+            .unwrap_or_default()
+    }
+
+    /// Everything in a cell's namespace that the operator is answerable for, without what differs from one run to the
+    /// next: uids, versions, times, passwords and the namespace's own name.
+    pub async fn essence(&self, number: i64) -> BTreeMap<String, Value> {
+        let namespace = self.cell_name(number);
+        let mut essence = BTreeMap::new();
+        for kind in Kind::ALL {
+            if kind == Kind::Namespace {
+                continue;
+            }
+            for object in self.objects(&namespace, kind).await {
+                let name = object.name_any();
+                if ["kube-root-ca.crt", "default"].contains(&name.as_str()) {
+                    continue;
+                }
+                let mut value = json!({
+                    "labels": object.metadata.labels,
+                    "data": object.data,
+                });
+                if let Some(fields) = value["data"].as_object_mut() {
+                    fields.remove("status");
+                    if kind == Kind::Secret {
+                        let keys: Vec<Value> = fields["data"]
+                            .as_object()
+                            .into_iter()
+                            .flat_map(|data| data.keys().cloned().map(Value::String))
+                            .collect();
+                        fields.insert("data".to_owned(), Value::Array(keys));
+                    }
+                }
+                strip(&mut value);
+                let text = value
+                    .to_string()
+                    .replace(&namespace, "CELL")
+                    .replace(&namespace.replace('-', "_"), "CELL");
+                let key = format!("{kind:?} {}", migration_name(&name));
+                essence.insert(key, serde_json::from_str(&text).unwrap());
+            }
+        }
+        essence
+    }
+}
+
+/// A migration Job's name ends in a hash over its namespace, too.
+fn migration_name(name: &str) -> String {
+    match name.split_once("-migrate-") {
+        Some((service, _)) => format!("{service}-migrate"),
+        None => name.to_owned(),
+    }
+}
+
+/// Drops what the apiserver or chance puts into an object.
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| {
+                !name.contains("checksum")
+                    && ![
+                        "controller-uid",
+                        "batch.kubernetes.io/controller-uid",
+                        "job-name",
+                        "batch.kubernetes.io/job-name",
+                        "desired-hash",
+                        "clusterIP",
+                        "clusterIPs",
+                        "TITAN_RANGE_FIRST",
+                        "first",
+                        "last",
+                    ]
+                    .contains(&name.as_str())
+            });
+            fields.values_mut().for_each(strip);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+/// Errors that production would try again later are no end of the round; an interruption is.
+fn transient<T>(result: Result<T, ReconcileError>) -> Result<(), ReconcileError> {
+    match result {
+        Err(error) if error.is_interruption() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What the operator's caches hold.
+#[derive(Clone)]
+pub struct View {
+    pub cells: Vec<Cell>,
+    pub profiles: Vec<ServiceProfile>,
+    pub fleets: Vec<CellFleet>,
+}
+
+fn fresh_tables() -> Arc<Tables> {
+    Arc::new(Tables::new(
+        RegistryService::new(RegistryOptions::default()),
+    ))
+}
+
+async fn list<K>(client: &Client) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    Api::<K>::all(client.clone())
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .items
+}
+
+fn store<K>(objects: &[K]) -> kube::runtime::reflector::Store<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let mut writer = Writer::default();
+    writer.apply_watcher_event(&Event::Init);
+    for object in objects {
+        writer.apply_watcher_event(&Event::InitApply(object.clone()));
+    }
+    writer.apply_watcher_event(&Event::InitDone);
+    writer.as_reader()
+}
+
+/// A condition of a cell as `status/reason: message`.
+pub fn condition(cell: &Cell, name: &str) -> String {
+    cell.status
+        .as_ref()
+        .and_then(|status| {
+            status
+                .conditions
+                .iter()
+                .find(|condition| condition.type_ == name)
+        })
+        .map_or_else(
+            || "absent".to_owned(),
+            |condition| {
+                format!(
+                    "{}/{}: {}",
+                    condition.status, condition.reason, condition.message
+                )
+            },
+        )
+}

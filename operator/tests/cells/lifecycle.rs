@@ -1,0 +1,248 @@
+//! A cell from its creation to its end.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use titan_crds::{AssignmentState, Cell, CellFleet};
+use titan_planner::object::Kind;
+
+use crate::book::Book;
+use crate::harness::{World, condition};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_becomes_ready_and_then_rests() {
+    let world = World::new("rests").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(
+        condition(&cell, "Ready").starts_with("True/"),
+        "{}",
+        condition(&cell, "Ready")
+    );
+    let status = cell.status.clone().unwrap();
+    assert_eq!(status.services_ready.as_deref(), Some("2/2"));
+    assert_eq!(status.release.as_deref(), Some("1.0.0"));
+    let table = world.table().await.unwrap();
+    assert_eq!(table.spec.assignments.len(), 1);
+    assert_eq!(table.spec.assignments[0].state, AssignmentState::Active);
+    assert_eq!(status.epoch, Some(table.spec.assignments[0].epoch));
+
+    // Every object came by one create: nothing was written twice.
+    let writes = book.writes();
+    assert!(
+        !writes
+            .iter()
+            .any(|write| write.contains(" apply ") || write.contains("take over")),
+        "{writes:#?}"
+    );
+
+    let quiet = Arc::new(Book::new());
+    for _ in 0..3 {
+        world.round(&world.view().await, &quiet).await.unwrap();
+    }
+    world.restart_operator();
+    world.round(&world.view().await, &quiet).await.unwrap();
+    assert_eq!(
+        quiet.writes(),
+        Vec::<String>::new(),
+        "a cell at rest is not written to"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drift_is_repaired_and_strangers_are_left_alone() {
+    let world = World::new("drifts").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let before = world.essence(1).await;
+    let namespace = world.cell_name(1);
+
+    use kube::api::{DeleteParams, Patch, PatchParams};
+    let deployments = world.api(&namespace, Kind::Deployment);
+    deployments
+        .patch(
+            "order",
+            &PatchParams::default(),
+            &Patch::Merge(json!({"spec": {"replicas": 7}})),
+        )
+        .await
+        .unwrap();
+    world
+        .api(&namespace, Kind::ServiceAccount)
+        .delete("user", &DeleteParams::default())
+        .await
+        .unwrap();
+    let policies = world.api(&namespace, Kind::NetworkPolicy);
+    let names: Vec<String> = world
+        .objects(&namespace, Kind::NetworkPolicy)
+        .await
+        .into_iter()
+        .filter_map(|policy| policy.metadata.name)
+        .collect();
+    policies
+        .delete(&names[0], &DeleteParams::default())
+        .await
+        .unwrap();
+    let stranger = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "somebody-elses"}, "data": {"a": "b"}});
+    world
+        .api(&namespace, Kind::ConfigMap)
+        .create(
+            &Default::default(),
+            &serde_json::from_value(stranger).unwrap(),
+        )
+        .await
+        .unwrap();
+
+    world.settle(&book).await.unwrap();
+    let mut after = world.essence(1).await;
+    assert!(
+        after.remove("ConfigMap somebody-elses").is_some(),
+        "a stranger's object stays"
+    );
+    assert_eq!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_profile_no_longer_says_is_really_removed() {
+    let world = World::new("removes").await;
+    let mut profile = world.profile();
+    profile["spec"]["services"][0]["env"] = json!({"GREETING": "hello"});
+    profile["spec"]["services"][1]["autoscaling"] = json!({"minReplicas": 1, "maxReplicas": 3});
+    profile["spec"]["services"][1]["resources"] = json!({"requests": {"cpu": "100m"}});
+    world
+        .patch::<titan_crds::ServiceProfile>(&world.name, json!({"spec": profile["spec"]}))
+        .await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let namespace = world.cell_name(1);
+    assert_eq!(
+        world
+            .objects(&namespace, Kind::HorizontalPodAutoscaler)
+            .await
+            .len(),
+        1
+    );
+    let text = serde_json::to_string(&world.objects(&namespace, Kind::Deployment).await).unwrap();
+    assert!(text.contains("GREETING"));
+
+    world
+        .patch::<titan_crds::ServiceProfile>(
+            &world.name,
+            json!({"spec": {"services": world.profile()["spec"]["services"]}}),
+        )
+        .await;
+    world.settle(&book).await.unwrap();
+    assert_eq!(
+        world
+            .objects(&namespace, Kind::HorizontalPodAutoscaler)
+            .await
+            .len(),
+        0
+    );
+    let text = serde_json::to_string(&world.objects(&namespace, Kind::Deployment).await).unwrap();
+    assert!(
+        !text.contains("GREETING"),
+        "a field that the plan dropped must go: {text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_cell_leaves_nothing_under_delete() {
+    let world = World::new("deletes").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    world.delete_cell(1).await;
+    world.settle(&book).await.unwrap();
+
+    assert!(world.get_cell(1).await.is_none());
+    assert_eq!(world.table().await.unwrap().spec.assignments, vec![]);
+    let writes = book.writes();
+    let position = |what: &str| {
+        writes
+            .iter()
+            .rposition(|write| write.contains(what))
+            .unwrap_or_else(|| panic!("no write `{what}` in {writes:#?}"))
+    };
+    let (route, topics, namespace) = (
+        position("commit RoutingTable"),
+        position("kafka"),
+        position("delete Namespace"),
+    );
+    assert!(
+        route < topics && topics < namespace,
+        "route first, then topics, then the namespace: {writes:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_cell_is_not_written_to() {
+    let world = World::new("pauses").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    world
+        .patch::<Cell>(
+            &world.cell_name(1),
+            json!({"spec": {"paused": true, "release": "2.0.0"}}),
+        )
+        .await;
+    let paused = Arc::new(Book::new());
+    world.settle(&paused).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(condition(&cell, "Paused").starts_with("True/"));
+    let others: Vec<String> = paused
+        .writes()
+        .into_iter()
+        .filter(|write| !write.contains(" status "))
+        .collect();
+    assert_eq!(others, Vec::<String>::new());
+
+    world
+        .patch::<Cell>(&world.cell_name(1), json!({"spec": {"paused": false}}))
+        .await;
+    world.settle(&book).await.unwrap();
+    let status = world.get_cell(1).await.unwrap().status.unwrap();
+    assert_eq!(status.release.as_deref(), Some("2.0.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_makes_its_cells_and_deletes_none() {
+    let world = World::new("templated").await;
+    let template = json!({"spec": {"template": {
+        "count": 3, "namePrefix": "templated", "firstKey": 900_000_000, "usersPerCell": 10,
+        "spec": {"profile": world.name, "release": "1.0.0", "reclaimPolicy": "Delete"},
+    }}});
+    world.patch::<CellFleet>(&world.name, template).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let ranges: Vec<(i64, i64)> = world
+        .view()
+        .await
+        .cells
+        .iter()
+        .map(|cell| (cell.spec.user_range.first, cell.spec.user_range.last))
+        .collect();
+    assert_eq!(
+        ranges,
+        [
+            (900_000_000, 900_000_009),
+            (900_000_010, 900_000_019),
+            (900_000_020, 900_000_029)
+        ]
+    );
+
+    world
+        .patch::<CellFleet>(&world.name, json!({"spec": {"template": {"count": 1}}}))
+        .await;
+    world.settle(&book).await.unwrap();
+    let view = world.view().await;
+    assert_eq!(view.cells.len(), 3, "nothing deletes a cell but a person");
+    let message = &view.fleets[0].status.as_ref().unwrap().conditions[0].message;
+    assert!(message.contains("beyond the template's count"), "{message}");
+}

@@ -1,0 +1,12 @@
+//! The operator against a real apiserver, a real PostgreSQL, Redis and Kafka.
+//!
+//! Reconciles are called one by one, not by watches, so that a test decides what the operator sees and where it dies. There
+//! are no nodes: what the controller-manager and kubelets would do for Deployments and Jobs, a few lines of the harness do.
+//! Real pods are the business of the scenarios in `e2e`.
+
+#[path = "../stores/book.rs"]
+mod book;
+mod crash;
+mod harness;
+mod lifecycle;
+mod refusals;
