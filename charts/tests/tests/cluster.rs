@@ -44,7 +44,11 @@ fn installed() -> &'static Apiserver {
     static CLUSTER: OnceLock<&Apiserver> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         let cluster = titan_testbed::apiserver().unwrap();
-        upgrade(cluster, &titan_chart_tests::chart(), &[]);
+        upgrade(
+            cluster,
+            &titan_chart_tests::chart(),
+            &["argocd.healthChecks=true"],
+        );
         cluster
     })
 }
@@ -220,6 +224,60 @@ fn the_operator_may_make_cells_and_nothing_around_them() {
         .kubectl(&["delete", "namespace", "shop", "--wait=false"])
         .map(drop)
         .unwrap();
+}
+
+/// The command of docs/operations.md.
+#[test]
+fn the_health_checks_merge_into_the_configuration_of_argo_cd() {
+    let cluster = installed();
+    create(cluster, &cell_namespace("argocd", &json!({})), &[]).unwrap();
+    let theirs = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm", "namespace": "argocd"},
+        "data": {"url": "https://argocd.example"},
+    });
+    create(cluster, &theirs, &[]).unwrap();
+    let checks = [
+        "-n",
+        NAMESPACE,
+        "get",
+        "configmap",
+        "titan-argocd-health",
+        "-o",
+        "jsonpath={.data}",
+    ];
+    let patch = format!("{{\"data\":{}}}", cluster.kubectl(&checks).unwrap());
+    cluster
+        .kubectl(&[
+            "-n",
+            "argocd",
+            "patch",
+            "configmap",
+            "argocd-cm",
+            "--type",
+            "merge",
+            "--patch",
+            &patch,
+        ])
+        .unwrap();
+    let merged = cluster
+        .kubectl(&[
+            "-n",
+            "argocd",
+            "get",
+            "configmap",
+            "argocd-cm",
+            "-o",
+            "json",
+        ])
+        .unwrap();
+    let merged: Value = serde_json::from_str(&merged).unwrap();
+    assert_eq!(merged["data"]["url"], "https://argocd.example");
+    for kind in ["Cell", "CellFleet"] {
+        let script = merged["data"][format!("resource.customizations.health.titan.dev_{kind}")]
+            .as_str()
+            .unwrap();
+        assert!(script.contains("Progressing"), "{script}");
+    }
 }
 
 #[test]

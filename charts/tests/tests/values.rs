@@ -41,6 +41,13 @@ fn bad_values_are_refused_by_name() {
             "/router/services/order",
         ),
         (r#"router={"services":{"Order":50001}}"#, "Order"),
+        (r#"router={"trustedPeers":"all"}"#, "/router/trustedPeers"),
+        (r#"router={"jwt":{"issuer":"https://id.example"}}"#, "jwks"),
+        (
+            r#"router={"jwt":{"jwks":"id.example/keys"}}"#,
+            "/router/jwt/jwks",
+        ),
+        (r#"router={"config":{"services":{}}}"#, "services"),
         (r#"router={"fleet":"Main Fleet"}"#, "/router/fleet"),
         (
             r#"router={"service":{"type":"ExternalName"}}"#,
@@ -99,6 +106,63 @@ fn the_chart_passes_lint() {
         String::from_utf8_lossy(&output.stdout)
     );
     render(&EVERYTHING);
+}
+
+#[test]
+fn contradictions_are_refused_with_the_way_out() {
+    let contradictions = [
+        (
+            r#"router={"trustedPeers":"secret"}"#,
+            "needs router.trustSecretName or router.tls.clientCa",
+        ),
+        (
+            r#"router={"trustSecretName":"peers"}"#,
+            "without router.trustedPeers=secret",
+        ),
+        (
+            r#"router={"tls":{"clientCa":true}}"#,
+            "needs router.tls.secretName",
+        ),
+    ];
+    for (value, wanted) in contradictions {
+        let said = try_render(&[value]).unwrap_err();
+        assert!(said.contains(wanted), "{value}: {said}");
+    }
+}
+
+#[test]
+fn the_router_is_told_whom_to_trust() {
+    let config = |values: &str| {
+        let objects = render(&[values]);
+        let text = object(&objects, "ConfigMap", "cell-router")["data"]["router.yaml"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let mounts =
+            object(&objects, "Deployment", "cell-router")["spec"]["template"]["spec"]["volumes"]
+                .clone();
+        (
+            serde_yaml::from_str::<serde_json::Value>(&text).unwrap(),
+            mounts.to_string(),
+        )
+    };
+    let (default, _) = config(r#"router={}"#);
+    assert_eq!(default["trustedPeers"], "none");
+    let (all, volumes) = config(
+        r#"router={"trustedPeers":"secret","trustSecretName":"peers","tls":{"secretName":"front","clientCa":true},
+           "jwt":{"jwks":"https://id.example/keys"},"config":{"limits":{"perKeyRate":100}}}"#,
+    );
+    assert_eq!(all["trustSecretFile"], "/etc/titan-trust/secret");
+    assert_eq!(all["tls"]["clientCa"], "/etc/titan-tls/ca.crt");
+    assert_eq!(all["jwt"]["jwks"], "https://id.example/keys");
+    assert_eq!(all["limits"]["perKeyRate"], 100);
+    assert_eq!(all["services"]["order"], 50001);
+    for secret in ["peers", "front"] {
+        assert!(
+            volumes.contains(&format!(r#""secretName":"{secret}""#)),
+            "{volumes}"
+        );
+    }
 }
 
 #[test]
