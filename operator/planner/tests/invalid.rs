@@ -1,4 +1,5 @@
 //! Every input that is refused, with the answer that a person gets.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
 
 mod common;
 
@@ -305,7 +306,7 @@ const CASES: &[(Break, &str, &[&str])] = &[
     (
         |s| {
             entry(s, "feed").resources =
-                from_yaml("{ requests: { cpu: '2' }, limits: { cpu: 1500m } }")
+                from_yaml("{ requests: { cpu: '2' }, limits: { cpu: 1500m } }");
         },
         "InvalidResources",
         &["feed", "2 of cpu", "1500m"],
@@ -313,7 +314,7 @@ const CASES: &[(Break, &str, &[&str])] = &[
     (
         |s| {
             entry(s, "feed").resources =
-                from_yaml("{ requests: { memory: 1Gi }, limits: { memory: 1G } }")
+                from_yaml("{ requests: { memory: 1Gi }, limits: { memory: 1G } }");
         },
         "InvalidResources",
         &["1Gi of memory", "1G"],
@@ -369,7 +370,7 @@ const CASES: &[(Break, &str, &[&str])] = &[
             databases(
                 s,
                 "{ postgres: { members: 3, external: { secretName: x } } }",
-            )
+            );
         },
         "InvalidDatabases",
         &["spec databases.postgres", "external"],
@@ -379,7 +380,7 @@ const CASES: &[(Break, &str, &[&str])] = &[
             databases(
                 s,
                 "{ redis: { topology: Cluster, external: { secretName: x } } }",
-            )
+            );
         },
         "InvalidDatabases",
         &["spec databases.redis"],

@@ -1,5 +1,6 @@
 //! The NetworkPolicies as a network would enforce them, for every pair of pods and every port, against the flows that
 //! follow from the profile. Written from the API's definition, without anything of the code that makes the policies.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
 
 mod common;
 

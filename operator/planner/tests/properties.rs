@@ -1,4 +1,5 @@
 //! What holds for any profile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
 
 mod common;
 
@@ -61,6 +62,11 @@ fn service() -> impl Strategy<Value = ServiceEntry> {
     )
 }
 
+/// Names that do not sort like their numbers.
+fn name(index: usize) -> String {
+    format!("s{}", (index * 7 + 3) % 97)
+}
+
 /// A profile without cycles: each service may call those before it in a hidden order.
 fn profile() -> impl Strategy<Value = Vec<ServiceEntry>> {
     vec((service(), any::<u64>()), 1..12).prop_map(|services| {
@@ -68,8 +74,6 @@ fn profile() -> impl Strategy<Value = Vec<ServiceEntry>> {
             .into_iter()
             .enumerate()
             .map(|(index, (mut entry, calls))| {
-                // Names that do not sort like the hidden order.
-                let name = |index: usize| format!("s{}", (index * 7 + 3) % 97);
                 entry.name = name(index);
                 entry.port = 50_000 + i32::try_from(index).unwrap();
                 entry.depends_on = (0..index)

@@ -103,7 +103,7 @@ impl Objects {
         self.push(kind, stage, false, typed)
     }
 
-    /// Adds an object that holds data, or without which data cannot be reached.
+    /// Adds an object that holds data, or without which data could not be reached or would lie open.
     fn add_data(
         &mut self,
         kind: Kind,

@@ -35,8 +35,9 @@ pub(super) fn build(cell: &ValidatedCell, objects: &mut Objects) -> Result<(), I
             ..Namespace::default()
         },
     )?;
-    // The operator's rights over Secrets and workloads end at the namespaces of its cells.
-    objects.add(
+    // The operator's rights over Secrets and workloads end at the namespaces of its cells. They outlive a retained cell: who
+    // takes it up again needs them.
+    objects.add_data(
         Kind::RoleBinding,
         Stage::Namespace,
         &role_binding(

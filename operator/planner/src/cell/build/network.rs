@@ -29,14 +29,20 @@ pub(super) fn build(
     credentials: &Credentials,
     objects: &mut Objects,
 ) -> Result<(), Invalid> {
-    let mut policies = vec![default_deny(cell), dns(cell)];
-    for service in &cell.services {
-        policies.push(service_policy(cell, service, credentials));
+    // What shields the stores stays with them under Retain.
+    let shields = [default_deny(cell), dns(cell)]
+        .into_iter()
+        .chain(postgres(cell))
+        .chain(redis(cell));
+    for policy in shields {
+        objects.add_data(Kind::NetworkPolicy, Stage::Foundation, &policy)?;
     }
-    policies.extend(migrations(cell, credentials));
-    policies.extend(postgres(cell));
-    policies.extend(redis(cell));
-    for policy in policies {
+    let flows = cell
+        .services
+        .iter()
+        .map(|service| service_policy(cell, service, credentials))
+        .chain(migrations(cell, credentials));
+    for policy in flows {
         objects.add(Kind::NetworkPolicy, Stage::Foundation, &policy)?;
     }
     Ok(())

@@ -72,8 +72,8 @@ pub(super) fn build(
     let mut account = service_account(cell, POSTGRES, COMPONENT);
     // Patroni keeps the leader's lock in the apiserver: the one account of a cell whose token is mounted.
     account.automount_service_account_token = Some(true);
-    objects.add(Kind::ServiceAccount, Stage::Foundation, &account)?;
-    objects.add(
+    objects.add_data(Kind::ServiceAccount, Stage::Foundation, &account)?;
+    objects.add_data(
         Kind::RoleBinding,
         Stage::Foundation,
         &role_binding(
@@ -89,7 +89,7 @@ pub(super) fn build(
         Stage::Foundation,
         &opaque(cell, POSTGRES_ADMIN, POSTGRES, COMPONENT, secret),
     )?;
-    objects.add(
+    objects.add_data(
         Kind::ConfigMap,
         Stage::Foundation,
         &ConfigMap {
@@ -102,8 +102,8 @@ pub(super) fn build(
             ..ConfigMap::default()
         },
     )?;
-    objects.add(Kind::Service, Stage::Foundation, &leader_service(cell))?;
-    objects.add(Kind::Service, Stage::Foundation, &members_service(cell))?;
+    objects.add_data(Kind::Service, Stage::Foundation, &leader_service(cell))?;
+    objects.add_data(Kind::Service, Stage::Foundation, &members_service(cell))?;
     objects.add_data(
         Kind::StatefulSet,
         Stage::Stores,
@@ -119,7 +119,7 @@ pub(super) fn build(
             status: None,
         },
     )?;
-    objects.add(
+    objects.add_data(
         Kind::PodDisruptionBudget,
         Stage::Stores,
         // A member that is not well may be the next leader once it has caught up: it counts.

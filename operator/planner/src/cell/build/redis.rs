@@ -57,7 +57,7 @@ pub(super) fn build(
     // As with the services: a Redis password may be short where a person chose it.
     checksum.add(&credentials.replication_password);
 
-    objects.add(
+    objects.add_data(
         Kind::ServiceAccount,
         Stage::Foundation,
         &service_account(cell, REDIS, COMPONENT),
@@ -76,7 +76,7 @@ pub(super) fn build(
             ]),
         ),
     )?;
-    objects.add(
+    objects.add_data(
         Kind::ConfigMap,
         Stage::Foundation,
         &ConfigMap {
@@ -85,7 +85,7 @@ pub(super) fn build(
             ..ConfigMap::default()
         },
     )?;
-    objects.add(
+    objects.add_data(
         Kind::Service,
         Stage::Foundation,
         &Service {
@@ -99,7 +99,7 @@ pub(super) fn build(
             status: None,
         },
     )?;
-    objects.add(
+    objects.add_data(
         Kind::Service,
         Stage::Foundation,
         &nodes_service(cell, *topology),
@@ -119,7 +119,7 @@ pub(super) fn build(
             status: None,
         },
     )?;
-    objects.add(
+    objects.add_data(
         Kind::PodDisruptionBudget,
         Stage::Stores,
         &disruption_budget(cell, REDIS, COMPONENT, false),

@@ -126,7 +126,7 @@ pub fn validate(
 
     brokers(bootstrap)?;
     let repository = repository.trim_end_matches('/');
-    let resolved = services::resolve(services::Input {
+    let resolved = services::resolve(&services::Input {
         profile_name,
         entries,
         overrides,

@@ -38,14 +38,14 @@ const MAX_MEMORY: u128 = 16 << 40;
 /// `memory: 512` means 512 bytes, in which no program starts.
 const MIN_MEMORY: u128 = 4 << 20;
 
-pub(super) fn resolve(input: Input<'_>) -> Result<BTreeMap<String, ValidatedService>, Invalid> {
+pub(super) fn resolve(input: &Input<'_>) -> Result<BTreeMap<String, ValidatedService>, Invalid> {
     let Input {
         profile_name,
         entries,
         overrides,
         release,
         repository,
-    } = input;
+    } = *input;
     unambiguous(profile_name, entries)?;
     if let Some(unknown) = overrides
         .keys()
