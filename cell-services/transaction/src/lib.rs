@@ -1,1 +1,3 @@
-//! The services about money and goods: cart and order.
+//! The services about what is bought: order.
+
+pub mod order;

@@ -1,0 +1,7 @@
+//! The order service.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cell_kit::main(&titan_transaction::order::SERVICE)
+}
