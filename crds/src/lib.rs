@@ -4,6 +4,11 @@
 //! `kubectl explain` shows. Rules that need only the object itself are CEL rules in the schema, so that the
 //! apiserver refuses a mistake at once; rules that need other objects are checked by the planner.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "clippy takes the keys of one printer column for repetitions of another's"
+)]
+
 mod cell;
 mod common;
 mod databases;
