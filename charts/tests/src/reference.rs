@@ -85,8 +85,7 @@ fn fields(path: &str, schema: &Value, page: &mut String) -> std::fmt::Result {
         let (inner, suffix) = element(field);
         let default = match &field["default"] {
             Value::Null if required.contains(&name.as_str()) => "required".to_owned(),
-            Value::Null => String::new(),
-            Value::Object(_) => String::new(),
+            Value::Null | Value::Object(_) => String::new(),
             other => format!("`{other}`"),
         };
         let mut description = text(&field["description"])
