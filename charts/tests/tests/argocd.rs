@@ -1,4 +1,9 @@
 //! Argo CD's health checks, run in Lua 5.1 as Argo CD does, against statuses that the operator writes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 

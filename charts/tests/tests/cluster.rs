@@ -1,4 +1,9 @@
 //! The chart in a real apiserver: installed, upgraded and uninstalled by helm, its policies enforced.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 

@@ -1,4 +1,9 @@
 //! The chart's copies of the CRDs are those of the `crds` crate, and stay when a release goes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 

@@ -1,4 +1,9 @@
 //! The documentation keeps up with the code: every reason and alert has its runbook, and every link leads somewhere.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 
@@ -47,7 +52,7 @@ fn reasons(source: &str) -> BTreeSet<String> {
             let literals: Vec<&str> = rest.splitn(4, '"').collect();
             let candidates = match literals[..] {
                 // writer.condition(ConditionType::Ready, "True", "Serving", ..): the reason is the second.
-                ["", "True" | "False" | "Unknown", between, ref tail] if between.trim() == "," => {
+                ["", "True" | "False" | "Unknown", between, tail] if between.trim() == "," => {
                     tail.split('"').next()
                 }
                 ["", "True" | "False" | "Unknown", ..] => None,

@@ -1,4 +1,9 @@
 //! Every pod passes Pod Security `restricted`, on a read-only root, and can be scheduled and drained safely.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 

@@ -1,4 +1,9 @@
 //! The rights of the operator, evaluated from the rendered roles: the least that works.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 

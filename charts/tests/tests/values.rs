@@ -1,4 +1,9 @@
 //! Values that make no sense are refused with the name of the value, before anything is rendered.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail like tests"
+)]
 
 mod common;
 
