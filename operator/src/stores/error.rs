@@ -10,7 +10,7 @@ pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 pub enum StoreError {
     /// No answer, or an answer that says: not now. Trying again later can help.
     #[error(
-        "{} at {address} cannot be reached: {detail}. It is tried again; check that it runs and that a \
+        "{} at {address} does not serve now: {detail}. It is tried again; check that it runs and that a \
          NetworkPolicy or firewall lets the operator in", product(*.system)
     )]
     Unreachable {
@@ -111,7 +111,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "Kafka at kafka.example:9092 cannot be reached: no broker answered within 5 s. It is tried again; check \
+            "Kafka at kafka.example:9092 does not serve now: no broker answered within 5 s. It is tried again; check \
              that it runs and that a NetworkPolicy or firewall lets the operator in"
         );
         assert_eq!(error.category(), "unreachable");

@@ -4,8 +4,8 @@
 //! with the fleet. Partitions only ever grow. Of a topic's configuration only the keys that the profile sets are
 //! ours; others, set by hand, stay.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
@@ -26,29 +26,7 @@ const LOOK: Duration = Duration::from_secs(4);
 /// How long an admin request may take.
 const REQUEST: Duration = Duration::from_secs(5);
 
-/// The clients of all Kafkas in use: one per bootstrap address, shared by all cells.
-#[derive(Default)]
-pub struct KafkaAdmins {
-    clients: Mutex<HashMap<String, Arc<KafkaAdmin>>>,
-}
-
-impl KafkaAdmins {
-    /// The client for a bootstrap address.
-    ///
-    /// # Errors
-    /// The address cannot be one.
-    pub fn get(&self, bootstrap: &str) -> Result<Arc<KafkaAdmin>> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(bootstrap) {
-            return Ok(Arc::clone(client));
-        }
-        let client = Arc::new(KafkaAdmin::new(bootstrap)?);
-        clients.insert(bootstrap.to_owned(), Arc::clone(&client));
-        Ok(client)
-    }
-}
-
-/// The administrator of one Kafka.
+/// The administrator of one Kafka. It holds connections and threads, so one is shared by all cells.
 pub struct KafkaAdmin {
     client: Arc<AdminClient<Quiet>>,
     bootstrap: String,

@@ -10,7 +10,7 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use titan_operator::stores::StoreError;
-use titan_operator::stores::kafka::{KafkaAdmin, KafkaAdmins};
+use titan_operator::stores::kafka::KafkaAdmin;
 use titan_planner::cell::KafkaTopic;
 use titan_testbed::{Kafka, kafka};
 
@@ -314,14 +314,4 @@ async fn a_kafka_that_is_away_is_said_to_be_within_five_seconds() {
     own.server().signal(Signal::SIGCONT).unwrap();
     let back = eventually(async || frozen.existing("frozen").await, Result::is_ok).await;
     assert_eq!(back.unwrap(), ["titan.frozen.a"]);
-}
-
-#[test]
-fn one_client_serves_one_kafka() {
-    let admins = KafkaAdmins::default();
-    let (one, two) = (
-        admins.get("127.0.0.1:1").unwrap(),
-        admins.get("127.0.0.1:1").unwrap(),
-    );
-    assert!(std::sync::Arc::ptr_eq(&one, &two));
 }

@@ -5,3 +5,4 @@
 mod book;
 mod kafka;
 mod postgres;
+mod redis;
