@@ -36,7 +36,6 @@ fn bad_values_are_refused_by_name() {
         (r#"kafka={"bootstrap":"kafka"}"#, "/kafka/bootstrap"),
         (r#"kafka={"brokers":"kafka:9092"}"#, "brokers"),
         (r#"log={"format":"xml"}"#, "/log/format"),
-        (r#"otlpEndpoint="collector""#, "/otlpEndpoint"),
         (
             r#"router={"services":{"order":0}}"#,
             "/router/services/order",
@@ -227,10 +226,10 @@ fn ports_of_kafka_and_of_the_services_are_opened() {
             .map(|port| port["port"].as_i64().unwrap())
             .collect::<Vec<_>>()
     };
-    for port in [9094, 9095, 4317, 6443, 5432, 6379, 53] {
+    for port in [9094, 9095, 6443, 5432, 6379, 53] {
         assert!(ports("titan-operator").contains(&port), "{port}");
     }
-    for port in [50001, 50003, 50020, 50100, 4317, 53] {
+    for port in [50001, 50003, 50020, 50100, 53] {
         assert!(ports("cell-router").contains(&port), "{port}");
     }
 }

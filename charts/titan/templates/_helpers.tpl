@@ -45,10 +45,6 @@ capabilities:
   value: {{ .Values.log.format | quote }}
 - name: RUST_LOG
   value: {{ .Values.log.filter | quote }}
-{{- with .Values.otlpEndpoint }}
-- name: OTEL_EXPORTER_OTLP_ENDPOINT
-  value: {{ . | quote }}
-{{- end }}
 {{- end }}
 
 {{- /* Probes against the health port that all our programs have. */}}

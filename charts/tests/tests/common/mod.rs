@@ -54,11 +54,10 @@ pub fn render(values: &[&str]) -> Vec<Value> {
 }
 
 /// Every optional part switched on.
-pub const EVERYTHING: [&str; 4] = [
+pub const EVERYTHING: [&str; 3] = [
     r#"monitoring={"podMonitor":{"enabled":true},"rules":{"enabled":true}}"#,
     r#"argocd={"healthChecks":true}"#,
     r#"kafka={"bootstrap":"kafka-0.kafka:9094,kafka-1.kafka:9095"}"#,
-    r#"otlpEndpoint="http://collector.observability:4317""#,
 ];
 
 /// The objects of a stream of YAML documents.
