@@ -1,0 +1,157 @@
+//! `cargo titan test`: every check, in an order that fails early.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use titan_testbed::cache;
+
+use crate::progress::Progress;
+use crate::up::Up;
+use crate::{paths, scenarios, shell, tools, up};
+
+/// Options of `test`.
+#[derive(Debug, Clone, Args)]
+pub struct Test {
+    /// Leave out what needs pods
+    #[arg(long)]
+    pub fast: bool,
+    /// Only scenarios whose name contains this, and no other checks
+    #[arg(long, value_name = "NAME", conflicts_with = "fast")]
+    pub scenario: Option<String>,
+    /// Go on after a failed check
+    #[arg(long)]
+    pub keep_going: bool,
+}
+
+/// The checks of cargo alone: a name and the arguments.
+const CARGO: [(&str, &[&str]); 5] = [
+    ("format", &["fmt", "--all", "--check"]),
+    (
+        "clippy",
+        &[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    ),
+    (
+        "tests",
+        &["test", "--workspace", "--locked", "--no-fail-fast"],
+    ),
+    (
+        "CRD drift",
+        &[
+            "run",
+            "--quiet",
+            "--package",
+            "titan-crds",
+            "--bin",
+            "crdgen",
+            "--",
+            "--check",
+        ],
+    ),
+    (
+        "chart drift",
+        &[
+            "run",
+            "--quiet",
+            "--package",
+            "titan-chart-tests",
+            "--bin",
+            "chartgen",
+            "--",
+            "--check",
+        ],
+    ),
+];
+
+/// The outcome of the checks so far.
+struct Tally {
+    keep_going: bool,
+    passed: usize,
+    failed: Vec<String>,
+}
+
+impl Tally {
+    /// Runs a check; an error ends the run unless it is to go on.
+    fn check(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("\n== {name}");
+        let started = Instant::now();
+        let result = work();
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                println!("== {name}: ok in {seconds:.1} s");
+                self.passed += 1;
+            }
+            Err(error) => {
+                println!("== {name}: FAILED in {seconds:.1} s: {error:#}");
+                self.failed.push(name.to_owned());
+                if !self.keep_going {
+                    self.finish()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        println!("\n{} passed, {} failed", self.passed, self.failed.len());
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        bail!("failed: {}", self.failed.join(", "));
+    }
+}
+
+/// Runs them.
+pub fn run(progress: &Progress, options: &Test) -> Result<()> {
+    let mut tally = Tally {
+        keep_going: options.keep_going,
+        passed: 0,
+        failed: Vec::new(),
+    };
+    if options.scenario.is_none() {
+        for (name, args) in &CARGO[..2] {
+            tally.check(name, || cargo(args))?;
+        }
+        tally.check("tools", || tools::ensure(progress))?;
+        for (name, args) in &CARGO[2..] {
+            tally.check(name, || cargo(args))?;
+        }
+        tally.check("helm lint", helm_lint)?;
+    }
+    if !options.fast {
+        tally.check("cluster", || up::run(progress, &Up::local()))?;
+        let (passed, failed) = scenarios::run(options.scenario.as_deref().unwrap_or_default())?;
+        tally.passed += passed;
+        tally
+            .failed
+            .extend((failed > 0).then(|| format!("{failed} scenarios")));
+    }
+    tally.finish()
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    shell::shown(
+        Command::new("cargo")
+            .current_dir(paths::repository())
+            .args(args),
+    )
+}
+
+fn helm_lint() -> Result<()> {
+    let mut helm = Command::new(cache::executable("helm"));
+    shell::shown(
+        helm.current_dir(paths::repository())
+            .args(["lint", "--strict", "charts/titan"]),
+    )
+}

@@ -1,0 +1,193 @@
+//! Images of the workspace's own binaries. Which ones there are is the workspace's to say: every binary of a crate
+//! below the folders of things that run in a cluster.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::oci::{self, Config};
+use super::{Image, TAGS, folder};
+use crate::progress::Progress;
+use crate::{paths, shell};
+
+const FOLDERS: [&str; 3] = ["operator", "cell-router", "cell-services"];
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const STATIC: &str =
+    r#"target.x86_64-unknown-linux-gnu.rustflags=["-C","target-feature=+crt-static"]"#;
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// A binary that gets an image: the package and the name of the binary, which is also that of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binary {
+    package: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The binaries of the workspace that run in a cluster.
+pub fn list() -> Result<Vec<Binary>> {
+    let mut metadata = Command::new("cargo");
+    metadata
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .current_dir(paths::repository());
+    let metadata: Value = serde_json::from_str(&shell::output(&mut metadata)?)?;
+    Ok(select(&metadata))
+}
+
+fn select(metadata: &Value) -> Vec<Binary> {
+    let root = metadata["workspace_root"].as_str().unwrap_or_default();
+    let mut binaries = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let manifest = package["manifest_path"].as_str().unwrap_or_default();
+        let folder = Path::new(manifest)
+            .strip_prefix(root)
+            .ok()
+            .and_then(|path| path.iter().next()?.to_str());
+        if !folder.is_some_and(|folder| FOLDERS.contains(&folder)) {
+            continue;
+        }
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if target["kind"] == serde_json::json!(["bin"])
+                && let (Some(package), Some(name)) =
+                    (package["name"].as_str(), target["name"].as_str())
+            {
+                binaries.push(Binary {
+                    package: package.to_owned(),
+                    name: name.to_owned(),
+                });
+            }
+        }
+    }
+    binaries.sort_by(|a, b| a.name.cmp(&b.name));
+    binaries
+}
+
+/// Compiles the binaries, and makes images of those that changed.
+pub fn build(progress: &Progress) -> Result<Vec<Image>> {
+    let binaries = list()?;
+    let built = progress.step("binaries for images", |step| {
+        step.say(format!("{} binaries", binaries.len()));
+        compile(&binaries)
+    })?;
+    progress.step("images of our binaries", |step| {
+        let mut changed = Vec::new();
+        let mut images = Vec::new();
+        for binary in &binaries {
+            let (image, new) = image(binary, &built)?;
+            images.push(image);
+            if new {
+                changed.push(binary.name.as_str());
+            }
+        }
+        step.say(if changed.is_empty() {
+            "nothing changed".to_owned()
+        } else {
+            changed.join(" ")
+        });
+        Ok(images)
+    })
+}
+
+/// Compiles, and returns the folder with the binaries. Flags are given on the command line, so that other builds
+/// keep what they have compiled.
+fn compile(binaries: &[Binary]) -> Result<PathBuf> {
+    let target = paths::target().join("images");
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(paths::repository()).args([
+        "build",
+        "--locked",
+        "--profile=image",
+        "--target",
+        TARGET,
+    ]);
+    cargo
+        .args(["--config", STATIC])
+        .arg("--target-dir")
+        .arg(&target);
+    for binary in binaries {
+        cargo.args(["--package", &binary.package, "--bin", &binary.name]);
+    }
+    shell::logged(cargo.stdin(Stdio::null()), &paths::build_log("images"))?;
+    Ok(target.join(TARGET).join("image"))
+}
+
+/// The image of a binary, and whether it had to be written.
+fn image(binary: &Binary, built: &Path) -> Result<(Image, bool)> {
+    let program = built.join(&binary.name);
+    let dir = folder()?;
+    let archive = dir.join(format!("{}.tar", binary.name));
+    let (program_digest, _) = oci::digest_of_file(&program)?;
+    let recipe = format!("{program_digest} {}", TAGS.join(" "));
+    if let Some(image) = oci::cached(&archive, &recipe) {
+        return Ok((image, false));
+    }
+    let layer = dir.join(format!("{}.layer", binary.name));
+    let mut tar = tar::Builder::new(File::create(&layer)?);
+    for (path, mode) in [
+        ("etc/", 0o755),
+        ("etc/ssl/", 0o755),
+        ("etc/ssl/certs/", 0o755),
+        ("tmp/", 0o1777),
+    ] {
+        oci::add_folder(&mut tar, path, mode)?;
+    }
+    oci::add(
+        &mut tar,
+        "etc/passwd",
+        b"nonroot:x:65532:65532:nonroot:/:/sbin/nologin\n",
+        0o644,
+    )?;
+    oci::add(&mut tar, "etc/group", b"nonroot:x:65532:\n", 0o644)?;
+    if let Ok(authorities) = fs::read(AUTHORITIES) {
+        oci::add(
+            &mut tar,
+            AUTHORITIES.trim_start_matches('/'),
+            &authorities,
+            0o644,
+        )?;
+    }
+    let content = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+    oci::add(&mut tar, "app", &content, 0o755)?;
+    tar.into_inner()?;
+    let names = TAGS
+        .iter()
+        .map(|tag| format!("docker.io/titan/{}:{tag}", binary.name))
+        .collect();
+    let config = Config {
+        entrypoint: vec!["/app"],
+        user: "65532:65532",
+        env: Vec::new(),
+    };
+    let image = oci::write(&archive, names, &layer, &config, &recipe)?;
+    fs::remove_file(&layer)?;
+    Ok((image, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn binaries_that_run_in_a_cluster_are_found_by_their_folder() {
+        let bin = |name: &str| json!({ "kind": ["bin"], "name": name });
+        let package = |path: &str, targets: Value| json!({ "name": path, "manifest_path": format!("/r/{path}/Cargo.toml"), "targets": targets });
+        let metadata = json!({
+            "workspace_root": "/r",
+            "packages": [
+                package("cell-services/social", json!([bin("user"), { "kind": ["lib"], "name": "social" }])),
+                package("operator", json!([bin("titan-operator"), { "kind": ["test"], "name": "api" }])),
+                package("crds", json!([bin("crdgen")])),
+            ],
+        });
+        let names: Vec<_> = select(&metadata)
+            .into_iter()
+            .map(|binary| binary.name)
+            .collect();
+        assert_eq!(names, ["titan-operator", "user"]);
+    }
+}

@@ -1,0 +1,124 @@
+//! Installing the chart, on the local cluster or on another one.
+
+use std::process::Command;
+
+use anyhow::Result;
+use titan_testbed::cache;
+
+use crate::images;
+use crate::{paths, shell};
+
+/// A cluster to install on.
+pub enum Target {
+    /// The one that `up` starts.
+    Local,
+    /// A context of the user's kubeconfig.
+    Context(String),
+}
+
+impl Target {
+    /// kubectl against it.
+    pub fn kubectl(&self, args: &[&str]) -> Command {
+        match self {
+            Target::Local => shell::kubectl(args),
+            Target::Context(context) => {
+                let mut command = Command::new(cache::executable("kubectl"));
+                command.args(["--context", context]).args(args);
+                command
+            }
+        }
+    }
+
+    fn helm(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(cache::executable("helm"));
+        match self {
+            Target::Local => command.env("KUBECONFIG", paths::kubeconfig()),
+            Target::Context(context) => command.args(["--kube-context", context]),
+        };
+        command.args(args);
+        command
+    }
+}
+
+/// The values that an installation chooses.
+pub struct Install<'a> {
+    /// What stands before the images' names.
+    pub repository: &'a str,
+    /// The images' tag.
+    pub tag: &'a str,
+    /// Kafka's brokers.
+    pub kafka: &'a str,
+    /// A name for the content of the images: pods are replaced when it is another one.
+    pub run: String,
+}
+
+impl Install<'_> {
+    /// `helm upgrade --install`.
+    pub fn chart(&self, target: &Target) -> Result<()> {
+        let chart = paths::repository().join("charts/titan");
+        let chart = chart.display().to_string();
+        let mut helm = target.helm(&["upgrade", "--install", "titan", &chart]);
+        helm.args(["--namespace", "titan-system", "--create-namespace"]);
+        for (name, value) in [
+            ("images.repository", self.repository),
+            ("images.tag", self.tag),
+            ("kafka.bootstrap", self.kafka),
+            ("operator.podAnnotations.titan\\.dev/images", &self.run),
+            ("router.podAnnotations.titan\\.dev/images", &self.run),
+        ] {
+            helm.arg("--set-string")
+                .arg(format!("{name}={}", value.replace(',', "\\,")));
+        }
+        if matches!(target, Target::Local) {
+            // Nobody but this machine reaches it, and nobody issues tokens here.
+            helm.args(["--set", "router.trustedPeers=any"]);
+        }
+        shell::output(&mut helm)?;
+        Ok(())
+    }
+
+    /// Waits until the operator and the router are rolled out.
+    pub fn wait_available(&self, target: &Target) -> Result<()> {
+        for deployment in ["deployment/titan-operator", "deployment/cell-router"] {
+            let mut status = target.kubectl(&[
+                "rollout",
+                "status",
+                deployment,
+                "-n",
+                "titan-system",
+                "--timeout=180s",
+            ]);
+            shell::output(&mut status).map_err(|error| error.context(explain(target)))?;
+        }
+        Ok(())
+    }
+}
+
+/// A name for the content behind a tag, on this machine.
+pub fn fingerprint(tag: &str) -> String {
+    images::fingerprint().unwrap_or_else(|| tag.to_owned())
+}
+
+/// What a person would look at first when something does not become ready.
+pub fn explain(target: &Target) -> String {
+    let commands: [&[&str]; 3] = [
+        &["get", "cells", "-o", "wide"],
+        &["get", "pods", "--all-namespaces", "-o", "wide"],
+        &[
+            "get",
+            "events",
+            "--all-namespaces",
+            "--field-selector=type=Warning",
+            "--sort-by=.lastTimestamp",
+        ],
+    ];
+    let mut text = String::new();
+    for args in commands {
+        let output =
+            shell::output(&mut target.kubectl(args)).unwrap_or_else(|error| format!("{error:#}\n"));
+        let lines: Vec<&str> = output.lines().collect();
+        let last = lines[lines.len().saturating_sub(25)..].join("\n");
+        text += &format!("$ kubectl {}\n{last}\n", args.join(" "));
+    }
+    text
+}

@@ -1,0 +1,158 @@
+//! `cargo titan up`: from nothing to a Ready cell.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_yaml::Value;
+use titan_testbed::cache;
+
+use crate::install::{Install, Target};
+use crate::progress::Progress;
+use crate::{cluster, images, install, paths, preflight, shell, tools};
+
+/// Options of `up`.
+#[derive(Debug, Clone, Args)]
+pub struct Up {
+    /// The cluster, Kafka and images alone: no chart, no examples
+    #[arg(long)]
+    pub bare: bool,
+    /// Leave out our own images, which take minutes to compile the first time
+    #[arg(long, requires = "bare")]
+    pub no_images: bool,
+    /// Use this context of your kubeconfig instead of a local cluster; it must be able to pull the images
+    /// (--images), have a default StorageClass if profiles ask for volumes, and reach Kafka (--kafka)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["bare", "no_images"], requires = "kafka")]
+    pub context: Option<String>,
+    /// With --context: brokers that the cluster's pods reach, host:port,...
+    #[arg(long, value_name = "BROKERS", requires = "context")]
+    pub kafka: Option<String>,
+    /// With --context: what stands before the images' names, such as registry.example.com/titan
+    #[arg(
+        long,
+        value_name = "REPOSITORY",
+        requires = "context",
+        default_value = "titan"
+    )]
+    pub images: String,
+    /// With --context: the images' tag
+    #[arg(long, value_name = "TAG", requires = "context", default_value = "dev")]
+    pub tag: String,
+}
+
+impl Up {
+    /// The local cluster with everything in it.
+    pub fn local() -> Self {
+        Self {
+            bare: false,
+            no_images: false,
+            context: None,
+            kafka: None,
+            images: "titan".to_owned(),
+            tag: "dev".to_owned(),
+        }
+    }
+}
+
+/// Runs it.
+pub fn run(progress: &Progress, options: &Up) -> Result<()> {
+    if let (Some(context), Some(kafka)) = (&options.context, &options.kafka) {
+        preflight::for_tools()?;
+        tools::ensure(progress)?;
+        let target = Target::Context(context.clone());
+        return install(progress, &target, &options.images, &options.tag, kafka);
+    }
+    preflight::for_cluster()?;
+    progress.line(&preflight::logs_hint());
+    tools::ensure(progress)?;
+    let built = images::build(progress, !options.no_images)?;
+    cluster::up(progress, &built)?;
+    if options.bare {
+        progress.line(&format!(
+            "\nThe cluster is up after {:.0} s. Next:\n  export KUBECONFIG={}\n  {} get nodes\n  cargo titan status",
+            progress.elapsed().as_secs_f64(),
+            paths::kubeconfig().display(),
+            cache::executable("kubectl").display(),
+        ));
+        return Ok(());
+    }
+    let kafka = format!("kafka.titan-system.svc:{}", cluster::KAFKA_PORT);
+    install(
+        progress,
+        &Target::Local,
+        &options.images,
+        &options.tag,
+        &kafka,
+    )
+}
+
+fn install(
+    progress: &Progress,
+    target: &Target,
+    repository: &str,
+    tag: &str,
+    kafka: &str,
+) -> Result<()> {
+    let install = Install {
+        repository,
+        tag,
+        kafka,
+        run: install::fingerprint(tag),
+    };
+    progress.step("chart titan", |_| install.chart(target))?;
+    progress.step("operator and router available", |_| {
+        install.wait_available(target)
+    })?;
+    progress.step("examples/quickstart", |_| {
+        apply_quickstart(target, repository, kafka)
+    })?;
+    progress.step("cell-001 Ready", |step| {
+        let mut wait = target.kubectl(&[
+            "wait",
+            "--for=condition=Ready",
+            "cell/cell-001",
+            "--timeout=300s",
+        ]);
+        shell::output(&mut wait).map_err(|error| error.context(install::explain(target)))?;
+        step.say("");
+        Ok(())
+    })?;
+    progress.line(&format!(
+        "\ncell-001 is Ready after {:.0} s. Next:\n  export KUBECONFIG=$(cargo titan kubeconfig) PATH={}:$PATH\n  \
+         kubectl get cells,pods -n cell-001\n  kubectl apply -f examples/two-cells",
+        progress.elapsed().as_secs_f64(),
+        cache::tool_dir("kubernetes", cache::KUBERNETES).display(),
+    ));
+    Ok(())
+}
+
+/// Applies the examples as they are, but for where Kafka and the images are.
+fn apply_quickstart(target: &Target, repository: &str, kafka: &str) -> Result<()> {
+    let examples = paths::repository().join("examples/quickstart");
+    for file in ["profile.yaml", "fleet.yaml", "cell.yaml"] {
+        let path = examples.join(file);
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let mut object: Value =
+            serde_yaml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        if file == "fleet.yaml" {
+            object["spec"]["kafka"]["bootstrap"] = kafka.into();
+            object["spec"]["images"]["repository"] = repository.into();
+        }
+        let changed = temporary(file);
+        shell::write_if_changed(&changed, &serde_yaml::to_string(&object)?)?;
+        let changed = changed.display().to_string();
+        shell::output(&mut target.kubectl(&[
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "-f",
+            &changed,
+        ]))?;
+    }
+    Ok(())
+}
+
+fn temporary(file: &str) -> PathBuf {
+    cache::root().join("quickstart").join(file)
+}
