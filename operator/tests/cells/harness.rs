@@ -423,7 +423,8 @@ impl World {
                 let text = value
                     .to_string()
                     .replace(&namespace, "CELL")
-                    .replace(&namespace.replace('-', "_"), "CELL");
+                    .replace(&namespace.replace('-', "_"), "CELL")
+                    .replace(&self.name, "FLEET");
                 let key = format!("{kind:?} {}", migration_name(&name));
                 essence.insert(key, serde_json::from_str(&text).unwrap());
             }
