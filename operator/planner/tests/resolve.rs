@@ -10,7 +10,7 @@ use titan_crds::{Databases, RedisTopology};
 use titan_planner::cell::{
     PostgresPlan, RedisPlan, StoreStorage, ValidatedCell, build, patroni_dynamic_configuration,
 };
-use titan_planner::object::{HOLDS_DATA, Kind, MANAGED_BY, MANAGER};
+use titan_planner::object::{HOLDS_DATA, Kind, MANAGED_BY, MANAGER, Stage};
 
 fn with_databases(cell: &str, profile: &str) -> ValidatedCell {
     let mut setup = Setup::quickstart();
@@ -216,22 +216,23 @@ fn every_object_says_whose_it_is_and_what_holds_data_says_so() {
                 metadata["annotations"].get(HOLDS_DATA).is_some()
             );
         }
-        let data: Vec<_> = desired
-            .objects
-            .iter()
-            .filter(|object| object.holds_data)
-            .map(|object| format!("{:?} {}", object.kind, object.name))
-            .collect();
-        assert_eq!(
-            data,
-            [
-                "Namespace cell-001",
-                "Secret postgres-admin",
-                "Secret redis-auth",
-                "StatefulSet postgres",
-                "StatefulSet redis"
-            ]
-        );
+        // Of the stores everything: what holds their data, what opens it and what shields it.
+        for object in &desired.objects {
+            let labels = &object.body["metadata"]["labels"];
+            let store = ["postgres", "redis"]
+                .iter()
+                .any(|store| labels["app.kubernetes.io/component"] == *store);
+            let around = object.stage == Stage::Namespace
+                || object.kind == Kind::NetworkPolicy
+                    && ["default-deny", "dns"].contains(&object.name.as_str());
+            assert_eq!(
+                object.holds_data,
+                store || around,
+                "{:?} {}",
+                object.kind,
+                object.name
+            );
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Precon
 use kube::core::Request;
 use kube::{Client, Error};
 use serde_json::{Value, json};
-use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object};
+use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, takeover};
 
 use crate::cluster::LiveObject;
 use crate::ledger::{Ledger, System, Write};
@@ -116,17 +116,22 @@ impl<'a> ObjectClient<'a> {
     ///
     /// What `create` wrote counts as an update, not as an apply, in the object's managed fields; were that left so, a
     /// field dropped from the plan would stay for ever. It is therefore turned into an apply first, as
-    /// client-go's csaupgrade does.
+    /// client-go's csaupgrade does. What others have added where nothing may be added, and an apply would leave as theirs,
+    /// goes in the same request.
     ///
     /// # Errors
     /// When the apiserver refuses, or the object changed since it was read.
     pub async fn apply(&self, object: &Object, live: &LiveObject) -> Result<(), ClientError> {
-        if let Some(patch) = own_updates_as_apply(&live.body) {
+        if let Some(patch) = preparation(&live.body, &object.body) {
+            let parameters = PatchParams {
+                field_manager: Some(MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
             let request = self
                 .request(object.kind)
                 .patch(
                     &object.name,
-                    &PatchParams::default(),
+                    &parameters,
                     &Patch::Json::<()>(serde_json::from_value(patch).map_err(Error::SerdeError)?),
                 )
                 .map_err(Error::BuildRequest)?;
@@ -204,7 +209,21 @@ impl<'a> ObjectClient<'a> {
     }
 }
 
-/// A JSON patch that turns our `Update` entry in the managed fields into an `Apply` entry; `None` where there is none.
+/// The JSON patch that has to come before an apply; `None` where none has to. It fails when the object changed since it
+/// was read.
+fn preparation(live: &Value, desired: &Value) -> Option<Value> {
+    let mut operations = takeover(live, desired);
+    operations.extend(own_updates_as_apply(live));
+    if operations.is_empty() {
+        return None;
+    }
+    let version = live.pointer("/metadata/resourceVersion")?;
+    operations
+        .push(json!({ "op": "replace", "path": "/metadata/resourceVersion", "value": version }));
+    Some(Value::Array(operations))
+}
+
+/// The operation that turns our `Update` entry in the managed fields into an `Apply` entry; `None` where there is none.
 fn own_updates_as_apply(live: &Value) -> Option<Value> {
     let entries = live.pointer("/metadata/managedFields")?.as_array()?;
     let index = entries.iter().position(|entry| {
@@ -216,16 +235,11 @@ fn own_updates_as_apply(live: &Value) -> Option<Value> {
         entry.get("manager").and_then(Value::as_str) == Some(MANAGER)
             && entry.get("operation").and_then(Value::as_str) == Some("Apply")
     });
-    let version = live.pointer("/metadata/resourceVersion")?;
-    let test = json!({ "op": "replace", "path": "/metadata/resourceVersion", "value": version });
     Some(if has_apply {
         // Two entries of one manager cannot both be Apply; the apply that follows claims every field anyway.
-        json!([{ "op": "remove", "path": format!("/metadata/managedFields/{index}") }, test])
+        json!({ "op": "remove", "path": format!("/metadata/managedFields/{index}") })
     } else {
-        json!([
-            { "op": "replace", "path": format!("/metadata/managedFields/{index}/operation"), "value": "Apply" },
-            test
-        ])
+        json!({ "op": "replace", "path": format!("/metadata/managedFields/{index}/operation"), "value": "Apply" })
     })
 }
 
@@ -262,7 +276,7 @@ mod tests {
             {"manager": MANAGER, "operation": "Update", "subresource": "status"},
             {"manager": MANAGER, "operation": "Update"},
         ]}});
-        let patch = own_updates_as_apply(&live).unwrap();
+        let patch = preparation(&live, &json!({})).unwrap();
         assert_eq!(patch[0]["path"], "/metadata/managedFields/2/operation");
         assert_eq!(
             patch[1]["value"], "7",
@@ -275,6 +289,19 @@ mod tests {
         let live = json!({"metadata": {"resourceVersion": "7", "managedFields": [
             {"manager": MANAGER, "operation": "Apply"},
         ]}});
-        assert_eq!(own_updates_as_apply(&live), None);
+        assert_eq!(preparation(&live, &json!({})), None);
+    }
+
+    #[test]
+    fn what_others_added_to_content_goes_first() {
+        let live = json!({"data": {"theirs": "x"}, "metadata": {"resourceVersion": "7"}});
+        let desired = json!({"kind": "ConfigMap", "data": {}});
+        assert_eq!(
+            preparation(&live, &desired).unwrap(),
+            json!([
+                {"op": "remove", "path": "/data/theirs"},
+                {"op": "replace", "path": "/metadata/resourceVersion", "value": "7"},
+            ])
+        );
     }
 }
