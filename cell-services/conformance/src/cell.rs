@@ -266,6 +266,12 @@ impl Cell {
         Ok(())
     }
 
+    /// The table that the service sees, for another replica of it.
+    #[must_use]
+    pub fn tables(&self) -> watch::Receiver<Arc<RoutingTable>> {
+        self.table.subscribe()
+    }
+
     /// Gives the service any table.
     pub fn publish_table(&self, table: RoutingTable) {
         self.table.send_replace(Arc::new(table));

@@ -1,6 +1,6 @@
 //! Write transactions: the only way in which a service writes.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use futures::future::BoxFuture;
 use prost::Message;
 use serde::Serialize;
@@ -74,7 +74,7 @@ impl Tx {
             owner,
             cell: database.ownership().cell().to_owned(),
             traceparent: None,
-            now: Utc::now(),
+            now: Utc::now().trunc_subsecs(6),
             events: 0,
         };
         tx.connection()?
@@ -101,7 +101,7 @@ impl Tx {
         self.owner.key
     }
 
-    /// The time of the transaction.
+    /// The time of the transaction, in microseconds: what PostgreSQL keeps.
     #[must_use]
     pub fn now(&self) -> DateTime<Utc> {
         self.now

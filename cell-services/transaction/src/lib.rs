@@ -1,3 +1,4 @@
-//! The services about what is bought: order.
+//! The services about what is bought: cart and order.
 
+pub mod cart;
 pub mod order;

@@ -1,0 +1,345 @@
+//! The outbox, through the order service, into a real Kafka.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+use cell_conformance::{Cell, CellOptions, MINE, fresh, http, key, with_key};
+use cell_kit::Server;
+use nix::sys::signal::Signal;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Message, Offset, TopicPartitionList};
+use sqlx::{Connection, Executor};
+use titan_proto::order::v1::order_service_client::OrderServiceClient;
+use titan_proto::order::v1::{CreateFromSagaRequest, LineInput, Money};
+use titan_testbed::Kafka;
+use titan_transaction::order::SERVICE;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+const PARTITIONS: i32 = 3;
+
+struct Topic {
+    consumer: BaseConsumer,
+}
+
+#[derive(Debug)]
+struct Record {
+    key: String,
+    partition: i32,
+    event: serde_json::Value,
+}
+
+impl Topic {
+    async fn create(bootstrap: &str, name: &str) -> anyhow::Result<Self> {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .create()?;
+        let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1));
+        for result in admin.create_topics([&topic], &AdminOptions::new()).await? {
+            result.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+        }
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("group.id", name)
+            .set("enable.auto.commit", "false")
+            .create()?;
+        let mut partitions = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            partitions.add_partition_offset(name, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&partitions)?;
+        Ok(Topic { consumer })
+    }
+
+    /// Reads until there are so many records, and then for as long as it takes to see that there are no more.
+    fn read(&self, expected: usize) -> anyhow::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let patience = if records.len() >= expected {
+                Duration::from_millis(700)
+            } else {
+                Duration::from_millis(200)
+            };
+            match self.consumer.poll(patience) {
+                None if records.len() >= expected => return Ok(records),
+                None => anyhow::ensure!(
+                    Instant::now() < deadline,
+                    "{} of {expected} records came",
+                    records.len()
+                ),
+                Some(message) => {
+                    let message = message?;
+                    records.push(Record {
+                        key: String::from_utf8(message.key().unwrap_or_default().to_vec())?,
+                        partition: message.partition(),
+                        event: serde_json::from_slice(message.payload().unwrap_or_default())?,
+                    });
+                }
+            }
+        }
+    }
+}
+
+async fn start(
+    kafka: &str,
+    name: &str,
+) -> anyhow::Result<(Cell, Topic, OrderServiceClient<Channel>)> {
+    let topic = Topic::create(kafka, &format!("titan.{name}.order.events")).await?;
+    let options = CellOptions {
+        kafka: kafka.to_owned(),
+        cell: name.to_owned(),
+        ..CellOptions::default()
+    };
+    let cell = Cell::start_with(&SERVICE, options).await?;
+    cell.wait_ready().await?;
+    let client = OrderServiceClient::new(cell.channel().await?);
+    Ok((cell, topic, client))
+}
+
+fn purchase(saga: &str, paid: bool) -> CreateFromSagaRequest {
+    let price = Some(Money {
+        minor_units: 100,
+        currency: "SGD".to_owned(),
+    });
+    let line = LineInput {
+        sku: "tea".to_owned(),
+        seller_id: 7,
+        quantity: 1,
+        unit_price: price,
+        title: String::new(),
+    };
+    CreateFromSagaRequest {
+        saga_id: saga.to_owned(),
+        lines: vec![line],
+        shipping: None,
+        discount: None,
+        paid,
+    }
+}
+
+async fn shared_kafka() -> anyhow::Result<&'static Kafka> {
+    Ok(tokio::task::spawn_blocking(titan_testbed::kafka).await??)
+}
+
+async fn wait_for_empty_outbox(cell: &Cell) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox")
+            .fetch_one(&cell.admin)
+            .await?;
+        if waiting == 0 {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "{waiting} events stay in the outbox"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_leaves_once_with_its_envelope() -> anyhow::Result<()> {
+    let kafka = shared_kafka().await?;
+    let (cell, topic, mut client) = start(kafka.bootstrap(), "cell-once").await?;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let mut request = with_key(key(MINE), "place", purchase("saga", true));
+    request.metadata_mut().insert("traceparent", trace.parse()?);
+    let order = client.create_from_saga(request).await?.into_inner();
+    client
+        .create_from_saga(with_key(key(MINE), "place", purchase("saga", true)))
+        .await?;
+
+    let records = topic.read(2)?;
+    let types: Vec<_> = records
+        .iter()
+        .map(|record| record.event["eventType"].as_str().unwrap())
+        .collect();
+    assert_eq!(types, ["OrderPlaced", "OrderConfirmed"]);
+    for record in &records {
+        assert_eq!(record.key, MINE.to_string());
+        assert_eq!(record.event["userId"], MINE.to_string());
+        assert_eq!(record.event["aggregateId"], order.id);
+        assert_eq!(record.event["cell"], "cell-once");
+        assert_eq!(record.event["epoch"], 10);
+        assert_eq!(record.event["traceparent"], trace);
+        assert!(record.event["timestamp"].as_str().unwrap().ends_with('Z'));
+        assert_eq!(record.event["eventId"].as_str().unwrap().len(), 36);
+    }
+    assert_eq!(records[0].event["data"]["lines"][0]["sku"], "tea");
+    wait_for_empty_outbox(&cell).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_commits_late_is_neither_lost_nor_overtaken() -> anyhow::Result<()> {
+    let kafka = shared_kafka().await?;
+    let (cell, topic, mut client) = start(kafka.bootstrap(), "cell-late").await?;
+    // A transaction that has written its event, and takes its time.
+    let mut late = sqlx::PgConnection::connect(&cell.postgres.url()).await?;
+    late.execute("BEGIN").await?;
+    late.execute(
+        "INSERT INTO \"order\".outbox (owner_id, event_id, topic, payload)
+         VALUES (1000, gen_random_uuid(), 'order.events', '{\"eventType\": \"Late\"}')",
+    )
+    .await?;
+    // Later ones commit meanwhile.
+    for number in 0..5 {
+        client
+            .create_from_saga(fresh(key(MINE), purchase(&format!("saga {number}"), false)))
+            .await?;
+    }
+    late.execute("COMMIT").await?;
+    let records = topic.read(6)?;
+    let types: Vec<_> = records
+        .iter()
+        .map(|record| record.event["eventType"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        types,
+        [
+            "Late",
+            "OrderPlaced",
+            "OrderPlaced",
+            "OrderPlaced",
+            "OrderPlaced",
+            "OrderPlaced"
+        ]
+    );
+    wait_for_empty_outbox(&cell).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_replicas_keep_the_order_of_each_owner() -> anyhow::Result<()> {
+    const OWNERS: u64 = 8;
+    const ORDERS: usize = 25;
+    let kafka = shared_kafka().await?;
+    let (mut cell, topic, first) = start(kafka.bootstrap(), "cell-two").await?;
+    // The second replica; its end is the test's.
+    let server = Server::bind(&SERVICE, cell.config.clone(), cell.tables()).await?;
+    let mut address = server.addresses()?.grpc;
+    address.set_ip([127, 0, 0, 1].into());
+    let stop = CancellationToken::new();
+    let replica = tokio::spawn(server.run(stop.clone()));
+    let second = OrderServiceClient::new(
+        Channel::from_shared(format!("http://{address}"))?
+            .connect()
+            .await?,
+    );
+
+    let mut writers = Vec::new();
+    for owner in 0..OWNERS {
+        let mut clients = [first.clone(), second.clone()];
+        writers.push(tokio::spawn(async move {
+            for number in 0..ORDERS {
+                let request = fresh(
+                    key(MINE + owner),
+                    purchase(&format!("saga {number:03}"), true),
+                );
+                clients[number % 2].create_from_saga(request).await?;
+            }
+            Ok::<_, tonic::Status>(())
+        }));
+    }
+    for writer in writers {
+        writer.await??;
+    }
+    // Whichever of them publishes: when the first ends, the second takes over.
+    cell.terminate();
+    cell.ended().await?;
+    let more = OWNERS as usize;
+    for owner in 0..OWNERS {
+        let mut client = second.clone();
+        client
+            .create_from_saga(fresh(key(MINE + owner), purchase("saga 999", true)))
+            .await?;
+    }
+    wait_for_empty_outbox(&cell).await?;
+    stop.cancel();
+    replica.await??;
+
+    let records = topic.read((OWNERS as usize * ORDERS + more) * 2)?;
+    let mut seen = HashSet::new();
+    let mut by_owner: BTreeMap<&str, Vec<(String, String)>> = BTreeMap::new();
+    let mut partitions: BTreeMap<&str, HashSet<i32>> = BTreeMap::new();
+    for record in &records {
+        // At least once: what was published twice has the same id, and the first of them counts.
+        if !seen.insert(record.event["eventId"].as_str().unwrap().to_owned()) {
+            continue;
+        }
+        partitions
+            .entry(&record.key)
+            .or_default()
+            .insert(record.partition);
+        by_owner.entry(&record.key).or_default().push((
+            record.event["aggregateId"].as_str().unwrap().to_owned(),
+            record.event["eventType"].as_str().unwrap().to_owned(),
+        ));
+    }
+    assert_eq!(by_owner.len(), OWNERS as usize);
+    for (owner, events) in by_owner {
+        assert_eq!(
+            partitions[owner].len(),
+            1,
+            "an owner's events lie in one partition"
+        );
+        assert_eq!(events.len(), (ORDERS + 1) * 2, "owner {owner}");
+        let stored: Vec<(String, String)> = sqlx::query_as(
+            "SELECT order_id::text, type FROM order_events WHERE owner_id = $1 ORDER BY order_id, version",
+        )
+        .bind(owner.parse::<i64>()?)
+        .fetch_all(&cell.admin)
+        .await?;
+        // Ids are made one after the other here, so their order is that of the commits.
+        assert_eq!(events, stored, "owner {owner}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kafka_that_hangs_or_dies_delays_events_and_nothing_else() -> anyhow::Result<()> {
+    let mut kafka = tokio::task::spawn_blocking(Kafka::start).await??;
+    let (cell, topic, mut client) = start(kafka.bootstrap(), "cell-away").await?;
+    client
+        .create_from_saga(fresh(key(MINE), purchase("before", false)))
+        .await?;
+    wait_for_empty_outbox(&cell).await?;
+
+    kafka.server().signal(Signal::SIGSTOP)?;
+    let started = Instant::now();
+    for number in 0..20 {
+        client
+            .create_from_saga(fresh(
+                key(MINE),
+                purchase(&format!("while {number:02}"), false),
+            ))
+            .await?;
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "requests wait for Kafka"
+    );
+    assert_eq!(http::get(cell.addresses.admin, "/readyz").await?.0, 200);
+    let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox")
+        .fetch_one(&cell.admin)
+        .await?;
+    assert_eq!(waiting, 20);
+
+    kafka.server().signal(Signal::SIGCONT)?;
+    wait_for_empty_outbox(&cell).await?;
+    let records = topic.read(21)?;
+    let mut seen = HashSet::new();
+    let orders: Vec<&str> = records
+        .iter()
+        .filter(|record| seen.insert(record.event["eventId"].to_string()))
+        .map(|record| record.event["data"]["sagaId"].as_str().unwrap())
+        .collect();
+    let expected: Vec<String> = std::iter::once("before".to_owned())
+        .chain((0..20).map(|number| format!("while {number:02}")))
+        .collect();
+    assert_eq!(orders, expected);
+    Ok(())
+}
