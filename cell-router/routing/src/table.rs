@@ -87,6 +87,17 @@ pub struct Lookup<'a> {
     pub pinned: bool,
 }
 
+/// Where the answer to "who serves this key" stands in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// The position of the cell.
+    pub cell: usize,
+    /// The position of the row that holds the key.
+    pub row: Option<usize>,
+    /// Whether an override decided.
+    pub pinned: bool,
+}
+
 /// Every assignment of a fleet under one epoch: sorted, free of overlaps, every cell in it known.
 ///
 /// Keys that no row covers are legal (a fleet need not fill the keyspace) and looked up as `None`.
@@ -265,22 +276,31 @@ impl RoutingTable {
     /// Who serves the key; `None` when nobody does.
     #[must_use]
     pub fn lookup(&self, key: Key) -> Option<Lookup<'_>> {
+        let found = self.locate(key)?;
+        Some(Lookup {
+            assignment: found.row.and_then(|row| self.assignments.get(row)),
+            cell: self.cells.get(found.cell)?,
+            pinned: found.pinned,
+        })
+    }
+
+    /// The same as [`RoutingTable::lookup`] by position: of the cell in [`RoutingTable::cells`], and of the row in
+    /// [`RoutingTable::assignments`]. For callers that keep something beside each cell.
+    #[must_use]
+    pub fn locate(&self, key: Key) -> Option<Location> {
         let row = self.row_of(key);
-        let assignment = row.and_then(|row| self.assignments.get(row));
         if !self.overrides.is_empty()
             && let Ok(pin) = self.overrides.binary_search_by_key(&key, |pin| pin.key)
         {
-            let cell = self.cells.get(*self.cell_of_override.get(pin)? as usize)?;
-            return Some(Lookup {
-                assignment,
-                cell,
+            return Some(Location {
+                cell: *self.cell_of_override.get(pin)? as usize,
+                row,
                 pinned: true,
             });
         }
-        let cell = self.cells.get(*self.cell_of_row.get(row?)? as usize)?;
-        Some(Lookup {
-            assignment,
-            cell,
+        Some(Location {
+            cell: *self.cell_of_row.get(row?)? as usize,
+            row,
             pinned: false,
         })
     }

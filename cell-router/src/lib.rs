@@ -1,0 +1,26 @@
+//! The data plane of Titan Cells: sends each request to the cell that serves its key.
+//!
+//! A request comes in at [`listener`], finds its way in [`proxy`] (whose key: [`identity`]; which service:
+//! [`services`]; which cell: the table in [`worker::View`]), leaves over [`upstream`], and is counted by its
+//! [`exchange`]. Each thread has its own runtime, connections and counters ([`worker`]); what threads share is in
+//! [`shared`]. [`control`] keeps the table and the configuration fresh.
+
+pub mod admin;
+pub mod body;
+pub mod config;
+pub mod control;
+pub mod deadline;
+pub mod exchange;
+pub mod headers;
+pub mod identity;
+pub mod listener;
+pub mod metrics;
+pub mod proxy;
+pub mod rejection;
+pub mod resilience;
+pub mod router;
+pub mod services;
+pub mod shared;
+pub mod upgrade;
+pub mod upstream;
+pub mod worker;

@@ -1,0 +1,304 @@
+//! Where clients come in: sockets, connections and their limits, and how they are told to leave.
+
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::identity::Peer;
+use crate::proxy;
+use crate::shared::Phase;
+use crate::upstream::LocalExec;
+use crate::worker::Worker;
+
+/// How much of a request's body is taken in before a cell takes it.
+pub const STREAM_WINDOW: usize = 64 * 1024;
+
+/// A listening socket that other threads, and the next process, can share the port of.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+/// One connection, as the thread that carries it sees it.
+struct Client {
+    /// Tells it to finish what it has and leave.
+    leave: Notify,
+    in_flight: Cell<usize>,
+    /// When its last request ended, in milliseconds since start.
+    quiet_since_ms: Cell<u64>,
+    reaped: Cell<bool>,
+}
+
+/// Accepts and serves until the process drains; then returns when the last connection ended.
+pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
+    let clients: Rc<RefCell<Vec<Weak<Client>>>> = Rc::default();
+    let housekeeping = tokio::task::spawn_local(keep_house(worker.clone(), clients.clone()));
+    let mut phases = worker.shared.phase.subscribe();
+    let config = worker.shared.config.load_full();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = phases.wait_for(|phase| *phase == Phase::Draining) => break,
+        };
+        match accepted {
+            Ok((stream, address)) => admit(&worker, &clients, &config, stream, address),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of file descriptors: it gets better when connections end.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    // Connections that the kernel completed already are served, too.
+    while let Some(Ok((stream, address))) = futures::FutureExt::now_or_never(listener.accept()) {
+        admit(&worker, &clients, &config, stream, address);
+    }
+    drop(listener);
+    for client in clients.borrow().iter().filter_map(Weak::upgrade) {
+        client.leave.notify_one();
+    }
+    while worker.metrics.connections.get() > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    housekeeping.abort();
+}
+
+fn admit(
+    worker: &Rc<Worker>,
+    clients: &Rc<RefCell<Vec<Weak<Client>>>>,
+    config: &Arc<Config>,
+    stream: TcpStream,
+    address: SocketAddr,
+) {
+    worker.metrics.accepted.add(1);
+    let threads = threads(config) as u64;
+    let most = (config.limits.connections as u64).div_ceil(threads);
+    if worker.metrics.connections.get() >= most {
+        worker.metrics.refused_connections.add(1);
+        return;
+    }
+    let _ = stream.set_nodelay(true);
+    let socket = SockRef::from(&stream);
+    let _ = socket.set_tcp_user_timeout(Some(config.limits.stalled.0));
+    let client = Rc::new(Client {
+        leave: Notify::new(),
+        in_flight: Cell::new(0),
+        quiet_since_ms: Cell::new(worker.shared.clock.now_ms()),
+        reaped: Cell::new(false),
+    });
+    clients.borrow_mut().push(Rc::downgrade(&client));
+    worker.metrics.connections.add(1);
+    let worker = Rc::clone(worker);
+    let config = Arc::clone(config);
+    tokio::task::spawn_local(async move {
+        let open = OpenConnection(worker);
+        let peer = Rc::new(Peer {
+            ip: address.ip(),
+            certified: false,
+        });
+        let first = tokio::time::timeout(config.limits.header_timeout.0, speaks_h2(&stream)).await;
+        match first {
+            Ok(Ok(true)) => h2(&open.0, &config, client, peer, stream).await,
+            Ok(Ok(false)) => h1(&open.0, &config, client, peer, stream).await,
+            Ok(Err(_)) => {}
+            Err(_) => open.0.metrics.reaped_connections.add(1),
+        }
+    });
+}
+
+/// How many threads the data plane has.
+#[must_use]
+pub fn threads(config: &Config) -> usize {
+    match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    }
+}
+
+/// Counts a connection until it ends, however it ends.
+struct OpenConnection(Rc<Worker>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.metrics.connections.sub(1);
+    }
+}
+
+/// Whether the client starts with the preface of HTTP/2.
+async fn speaks_h2(stream: &TcpStream) -> io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+    let mut start = [0; PREFACE.len()];
+    loop {
+        let read = stream.peek(&mut start).await?;
+        let seen = start.get(..read).unwrap_or_default();
+        if !PREFACE.starts_with(seen) || read == 0 {
+            return Ok(false);
+        }
+        // `PRI` is enough: no method of HTTP/1 starts like this.
+        if read >= 3 {
+            return Ok(true);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn h2<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    worker: &Rc<Worker>,
+    config: &Config,
+    client: Rc<Client>,
+    peer: Rc<Peer>,
+    stream: S,
+) {
+    let limits = &config.limits;
+    let service = {
+        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
+        service_fn(move |request| answer(&worker, &client, &peer, request))
+    };
+    let connection = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams_per_connection)
+        .max_header_list_size(limits.header_bytes)
+        .initial_stream_window_size(u32::try_from(STREAM_WINDOW).unwrap_or(65_535))
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buf_size(64 * 1024)
+        .max_pending_accept_reset_streams(32)
+        .max_local_error_reset_streams(64)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let left = tokio::select! {
+        biased;
+        result = connection.as_mut() => {
+            ended(result);
+            return;
+        }
+        () = client.leave.notified() => client.reaped.get(),
+    };
+    connection.as_mut().graceful_shutdown();
+    if left {
+        // An idle or stalled client may not even read the GOAWAY.
+        let _ = tokio::time::timeout(Duration::from_secs(5), connection).await;
+    } else {
+        ended(connection.await);
+    }
+}
+
+async fn h1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    worker: &Rc<Worker>,
+    config: &Config,
+    client: Rc<Client>,
+    peer: Rc<Peer>,
+    stream: S,
+) {
+    let limits = &config.limits;
+    let service = {
+        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
+        service_fn(move |request| answer(&worker, &client, &peer, request))
+    };
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout.0.max(limits.idle.0))
+        .max_buf_size((limits.header_bytes as usize).max(8 * 1024))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        result = connection.as_mut() => {
+            ended(result);
+            return;
+        }
+        () = client.leave.notified() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    if client.reaped.get() {
+        let _ = tokio::time::timeout(Duration::from_secs(5), connection).await;
+    } else {
+        ended(connection.await);
+    }
+}
+
+fn ended(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "a client's connection ended");
+    }
+}
+
+fn answer(
+    worker: &Rc<Worker>,
+    client: &Rc<Client>,
+    peer: &Rc<Peer>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<http::Response<crate::body::ResponseBody>, Infallible>> + use<> {
+    client.in_flight.set(client.in_flight.get() + 1);
+    let busy = Busy(Rc::clone(client), Rc::clone(worker));
+    let answer = proxy::handle(Rc::clone(worker), Rc::clone(peer), request);
+    async move {
+        let response = answer.await;
+        drop(busy);
+        Ok(response)
+    }
+}
+
+/// A request keeps its connection from being idle.
+struct Busy(Rc<Client>, Rc<Worker>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.in_flight.set(self.0.in_flight.get() - 1);
+        self.0.quiet_since_ms.set(self.1.shared.clock.now_ms());
+    }
+}
+
+/// Closes what was idle for too long, here and towards the pods.
+async fn keep_house(worker: Rc<Worker>, clients: Rc<RefCell<Vec<Weak<Client>>>>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let config = worker.shared.config.load_full();
+        let idle_ms = u64::try_from(config.limits.idle.0.as_millis()).unwrap_or(u64::MAX);
+        let now_ms = worker.shared.clock.now_ms();
+        clients.borrow_mut().retain(|client| {
+            let Some(client) = client.upgrade() else {
+                return false;
+            };
+            let idle = client.in_flight.get() == 0
+                && now_ms.saturating_sub(client.quiet_since_ms.get()) > idle_ms;
+            if idle && !client.reaped.replace(true) {
+                worker.metrics.reaped_connections.add(1);
+                client.leave.notify_one();
+            }
+            true
+        });
+        worker.reap();
+    }
+}

@@ -1,0 +1,311 @@
+//! The pods of a service, and which of them gets the next request.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::conn::Conn;
+use super::dns::{Addresses, Resolver};
+use crate::config::{Config, Protocol};
+use crate::metrics::ThreadMetrics;
+use crate::shared::Clock;
+
+/// One pod, by its address.
+pub struct Pod {
+    address: SocketAddr,
+    conns: RefCell<Vec<Rc<Conn>>>,
+    pub(super) in_flight: Cell<usize>,
+    failures: Cell<u32>,
+    ejected_until_ms: Cell<u64>,
+    eject_after: u32,
+    clock: Clock,
+    dialing: tokio::sync::Mutex<()>,
+}
+
+/// How long a pod that failed gets no requests.
+const EJECTED_MS: u64 = 1_000;
+
+impl Pod {
+    fn new(address: SocketAddr, eject_after: u32, clock: Clock) -> Rc<Self> {
+        Rc::new(Pod {
+            address,
+            conns: RefCell::default(),
+            in_flight: Cell::new(0),
+            failures: Cell::new(0),
+            ejected_until_ms: Cell::new(0),
+            eject_after,
+            clock,
+            dialing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    pub(super) fn forget(&self, conn: &Conn) {
+        self.conns
+            .borrow_mut()
+            .retain(|kept| !std::ptr::eq(&raw const **kept, conn));
+    }
+
+    /// A request to it ended well or badly.
+    pub(super) fn verdict(&self, faulty: bool) {
+        if !faulty {
+            if self.failures.get() != 0 {
+                self.failures.set(0);
+            }
+            return;
+        }
+        self.failures.set(self.failures.get() + 1);
+        if self.failures.get() >= self.eject_after.max(1) {
+            self.eject();
+        }
+    }
+
+    fn eject(&self) {
+        self.ejected_until_ms.set(self.clock.now_ms() + EJECTED_MS);
+    }
+
+    fn is_ejected(&self, now_ms: u64) -> bool {
+        self.ejected_until_ms.get() > now_ms
+    }
+
+    /// The least busy open connection.
+    fn best(&self) -> Option<Rc<Conn>> {
+        let conns = self.conns.borrow();
+        let best = match conns.as_slice() {
+            [only] => Some(only),
+            many => many.iter().min_by_key(|conn| conn.in_flight()),
+        };
+        best.filter(|conn| conn.is_open()).cloned()
+    }
+}
+
+/// The pods of one service of one cell, and the connections of one thread to them.
+pub struct Pool {
+    host: String,
+    port: u16,
+    protocol: Protocol,
+    addresses: RefCell<watch::Receiver<Addresses>>,
+    /// Whether `addresses` were not looked at yet. (A fixed address has no sender that could tell.)
+    fresh: Cell<bool>,
+    pods: RefCell<Vec<Rc<Pod>>>,
+    turn: Cell<usize>,
+    resolver: Arc<Resolver>,
+    metrics: Arc<ThreadMetrics>,
+    clock: Clock,
+}
+
+/// Why there is no connection.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The name has no addresses.
+    #[error("{0} has no address: {1}")]
+    NoAddress(String, String),
+    /// No pod takes a connection.
+    #[error("{0}")]
+    Dial(String),
+}
+
+impl Pool {
+    /// The pool of a service: `<service>.<endpoint>:<port>`, or the address itself when the endpoint is one.
+    #[must_use]
+    pub fn new(
+        service: &str,
+        endpoint: &str,
+        port: u16,
+        protocol: Protocol,
+        resolver: &Arc<Resolver>,
+        metrics: &Arc<ThreadMetrics>,
+        clock: Clock,
+    ) -> Self {
+        let (host, port, addresses) = if let Ok(address) = endpoint.parse::<SocketAddr>() {
+            let known = Addresses::Known(vec![address]);
+            (endpoint.to_owned(), address.port(), watch::channel(known).1)
+        } else if let Ok(ip) = endpoint.parse::<IpAddr>() {
+            let known = Addresses::Known(vec![SocketAddr::new(ip, port)]);
+            (endpoint.to_owned(), port, watch::channel(known).1)
+        } else {
+            let host = format!("{service}.{endpoint}");
+            let addresses = resolver.follow(&host, port);
+            (host, port, addresses)
+        };
+        Pool {
+            host,
+            port,
+            protocol,
+            addresses: RefCell::new(addresses),
+            fresh: Cell::new(true),
+            pods: RefCell::default(),
+            turn: Cell::new(0),
+            resolver: Arc::clone(resolver),
+            metrics: Arc::clone(metrics),
+            clock,
+        }
+    }
+
+    /// What the pods of the service speak.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// A connection with room for a request, to the least busy pod. The room is reserved.
+    ///
+    /// # Errors
+    /// When the name has no addresses or no pod takes a connection.
+    pub async fn connect(&self, config: &Config) -> Result<Rc<Conn>, PoolError> {
+        self.take_addresses(config);
+        if self.pods.borrow().is_empty() {
+            self.wait_for_addresses(config).await?;
+        }
+        let attempts = self.pods.borrow().len().clamp(1, 3);
+        let mut last = None;
+        for _ in 0..attempts {
+            let pod = self.choose()?;
+            match self.conn_of(&pod, config).await {
+                Ok(conn) => {
+                    conn.reserve();
+                    return Ok(conn);
+                }
+                Err(error) => {
+                    self.metrics.dial_failures.add(1);
+                    pod.eject();
+                    self.resolver.again(&self.host, self.port);
+                    last = Some(error);
+                }
+            }
+        }
+        Err(PoolError::Dial(
+            last.unwrap_or_else(|| format!("{} has no pods", self.host)),
+        ))
+    }
+
+    /// The least busy pod that did not just fail; when all did, the least busy one. Ties take turns.
+    fn choose(&self) -> Result<Rc<Pod>, PoolError> {
+        let pods = self.pods.borrow();
+        let turn = self.turn.get().wrapping_add(1);
+        self.turn.set(turn);
+        if let [only] = pods.as_slice() {
+            return Ok(Rc::clone(only));
+        }
+        let now_ms = self.clock.now_ms();
+        let start = turn % pods.len().max(1);
+        let (front, back) = pods.split_at(start);
+        back.iter()
+            .chain(front)
+            .min_by_key(|pod| (pod.is_ejected(now_ms), pod.in_flight.get()))
+            .cloned()
+            .ok_or_else(|| PoolError::NoAddress(self.host.clone(), "no pods".to_owned()))
+    }
+
+    async fn conn_of(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, String> {
+        let streams = config.upstream.streams_per_connection;
+        let best = pod.best();
+        if let Some(conn) = best.as_ref().filter(|conn| conn.has_room(streams)) {
+            return Ok(Rc::clone(conn));
+        }
+        let open = pod.conns.borrow().len();
+        // HTTP/1.1 carries one request a connection, so it may need many.
+        let most = match self.protocol {
+            Protocol::H2 => config.upstream.connections_per_pod,
+            Protocol::H1 => config.upstream.connections_per_pod * streams,
+        };
+        if let Some(conn) = best.filter(|_| open >= most && self.protocol == Protocol::H2) {
+            return Ok(conn);
+        }
+        if open >= most {
+            return Err(format!(
+                "all {open} connections to {} are busy",
+                pod.address
+            ));
+        }
+        if self.protocol == Protocol::H1 {
+            return self.dial(pod, config).await;
+        }
+        // One dials, the others wait and share what it opened.
+        let _dialing = pod.dialing.lock().await;
+        if let Some(conn) = pod.best().filter(|conn| conn.has_room(streams)) {
+            return Ok(conn);
+        }
+        self.dial(pod, config).await
+    }
+
+    async fn dial(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, String> {
+        self.metrics.dials.add(1);
+        let conn = Conn::dial(pod, pod.address, self.protocol, config).await?;
+        pod.conns.borrow_mut().push(Rc::clone(&conn));
+        Ok(conn)
+    }
+
+    /// Takes new addresses over: pods that stay keep their connections.
+    fn take_addresses(&self, config: &Config) {
+        let mut receiver = self.addresses.borrow_mut();
+        if !self.fresh.replace(false) && !receiver.has_changed().unwrap_or(false) {
+            return;
+        }
+        let Addresses::Known(addresses) = receiver.borrow_and_update().clone() else {
+            return;
+        };
+        let mut pods = self.pods.borrow_mut();
+        let old = std::mem::take(&mut *pods);
+        *pods = addresses
+            .iter()
+            .map(|address| {
+                old.iter()
+                    .find(|pod| pod.address == *address)
+                    .cloned()
+                    .unwrap_or_else(|| Pod::new(*address, config.upstream.eject_after, self.clock))
+            })
+            .collect();
+    }
+
+    async fn wait_for_addresses(&self, config: &Config) -> Result<(), PoolError> {
+        let mut receiver = self.addresses.borrow().clone();
+        let patience = config.upstream.connect_timeout.0 * 2;
+        let known = tokio::time::timeout(
+            patience.max(Duration::from_secs(1)),
+            receiver.wait_for(|addresses| *addresses != Addresses::Pending),
+        )
+        .await;
+        let no_address = |why: String| PoolError::NoAddress(self.host.clone(), why);
+        match known {
+            Ok(Ok(addresses)) => {
+                if let Addresses::Failed(why) = &*addresses {
+                    self.resolver.again(&self.host, self.port);
+                    return Err(no_address(why.clone()));
+                }
+            }
+            _ => {
+                return Err(no_address(format!(
+                    "DNS did not answer within {patience:?}"
+                )));
+            }
+        }
+        self.fresh.set(true);
+        self.take_addresses(config);
+        Ok(())
+    }
+
+    /// Closes connections that were idle for too long.
+    pub fn reap(&self, now_ms: u64, idle: Duration) {
+        let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+        for pod in &*self.pods.borrow() {
+            pod.conns.borrow_mut().retain(|conn| {
+                let since = conn.idle_since(now_ms);
+                conn.is_open() && (since == 0 || now_ms.saturating_sub(since) < idle_ms)
+            });
+        }
+    }
+
+    /// The pods and how busy they are, for people.
+    #[must_use]
+    pub fn describe(&self) -> Vec<(SocketAddr, usize, usize)> {
+        self.pods
+            .borrow()
+            .iter()
+            .map(|pod| (pod.address, pod.conns.borrow().len(), pod.in_flight.get()))
+            .collect()
+    }
+}

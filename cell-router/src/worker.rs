@@ -1,0 +1,275 @@
+//! What one thread of the data plane keeps: its view of the table, its connections, its counters.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use titan_routing::{AssignmentState, CellEndpoint, RoutingTable};
+
+use crate::config::Config;
+use crate::metrics::ThreadMetrics;
+use crate::resilience::budget::RetryBudget;
+use crate::services::Services;
+use crate::shared::{CellShared, Shared};
+use crate::upstream::{Pool, Target};
+
+/// One thread of the data plane. Everything in it belongs to that thread; only `shared` is shared.
+pub struct Worker {
+    /// The state of the process.
+    pub shared: Arc<Shared>,
+    /// The counters of this thread.
+    pub metrics: Arc<ThreadMetrics>,
+    /// Its retry budget.
+    pub budget: RetryBudget,
+    /// Requests that wait for a range, by its first key.
+    pub held: RefCell<HashMap<u64, usize>>,
+    view: RefCell<Rc<View>>,
+    sampled: Cell<u32>,
+    error_logs: Cell<(u64, u32)>,
+}
+
+/// The table and the configuration of one moment, with what this thread keeps beside them.
+pub struct View {
+    /// The version that it is of.
+    pub version: u64,
+    /// The table.
+    pub table: Arc<RoutingTable>,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The services of the configuration.
+    pub services: Rc<Services>,
+    cells: Vec<OnceCell<Rc<CellTargets>>>,
+    /// Kept from view to view, by name.
+    known: Rc<RefCell<HashMap<Arc<str>, Rc<CellTargets>>>>,
+    /// Cells that serve something, for requests without a key.
+    active: OnceCell<Vec<usize>>,
+}
+
+/// A cell and its services, as one thread sees them.
+pub struct CellTargets {
+    /// What all threads share.
+    pub shared: Arc<CellShared>,
+    endpoint: CellEndpoint,
+    services: Rc<Services>,
+    targets: Vec<OnceCell<Rc<Target>>>,
+}
+
+impl Worker {
+    /// A thread's state. Must be made on the thread that uses it.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Rc<Self> {
+        let config = shared.config.load_full();
+        let view = View {
+            version: 0,
+            table: shared.table.load_full(),
+            services: Rc::new(Services::new(&config.services)),
+            cells: Vec::new(),
+            known: Rc::default(),
+            active: OnceCell::new(),
+            config: Arc::clone(&config),
+        };
+        Rc::new(Worker {
+            metrics: shared.metrics.thread(),
+            budget: RetryBudget::new(&config.retry, Instant::now()),
+            held: RefCell::default(),
+            view: RefCell::new(Rc::new(view)),
+            sampled: Cell::new(0),
+            error_logs: Cell::new((0, 0)),
+            shared,
+        })
+    }
+
+    /// The view of this moment.
+    #[must_use]
+    pub fn view(&self) -> Rc<View> {
+        let version = self.shared.version();
+        let view = self.view.borrow();
+        if view.version == version {
+            return Rc::clone(&view);
+        }
+        let next = Rc::new(view.next(&self.shared, version));
+        drop(view);
+        *self.view.borrow_mut() = Rc::clone(&next);
+        next
+    }
+
+    /// The service of a cell.
+    #[must_use]
+    pub fn target(&self, view: &View, cell: usize, service: usize) -> Option<Rc<Target>> {
+        let slot = view.cells.get(cell)?;
+        let cell = match slot.get() {
+            Some(cell) => cell,
+            None => {
+                let made = view.cell_targets(&self.shared, view.table.cells().get(cell)?);
+                slot.get_or_init(|| made)
+            }
+        };
+        let slot = cell.targets.get(service)?;
+        if let Some(target) = slot.get() {
+            return Some(Rc::clone(target));
+        }
+        let entry = cell.services.get(service)?;
+        let name: Arc<str> = Arc::from(&*entry.name);
+        let made = Rc::new(Target {
+            health: self.shared.health(&cell.shared.name, &name),
+            metrics: self.shared.metrics.pair(&cell.shared.name, &name),
+            pool: Pool::new(
+                &entry.name,
+                &cell.endpoint.endpoint,
+                entry.port,
+                entry.protocol,
+                &self.shared.resolver,
+                &self.metrics,
+                self.shared.clock,
+            ),
+            used_ms: Cell::new(self.shared.clock.now_ms()),
+            cell: Arc::clone(&cell.shared),
+            service: name,
+        });
+        Some(Rc::clone(slot.get_or_init(|| made)))
+    }
+
+    /// A request failed by the fault of the target.
+    pub fn failed(&self, target: &Target, detail: impl Fn() -> String) {
+        let config = self.shared.config.load();
+        let now_ms = self.shared.clock.now_ms();
+        let breaker = &config.breaker;
+        if target.health.failed(breaker, now_ms, &detail) {
+            tracing::warn!(
+                cell = &*target.cell.name,
+                service = &*target.service,
+                detail = detail(),
+                "circuit of the service opened"
+            );
+        }
+        if target.cell.health.failed(breaker, now_ms, &detail) {
+            tracing::warn!(
+                cell = &*target.cell.name,
+                detail = detail(),
+                "circuit of the cell opened"
+            );
+        }
+    }
+
+    /// Whether the access log takes this request.
+    #[must_use]
+    pub fn logs(&self, failed: bool) -> bool {
+        let view = self.view.borrow();
+        let log = &view.config.access_log;
+        if failed && log.errors_per_second > 0 {
+            let second = self.shared.clock.now_ms() / 1000;
+            let (of, count) = self.error_logs.get();
+            let count = if of == second { count + 1 } else { 1 };
+            self.error_logs.set((second, count));
+            if count <= log.errors_per_second {
+                return true;
+            }
+        }
+        if log.sample == 0 {
+            return false;
+        }
+        let next = self.sampled.get() + 1;
+        self.sampled.set(if next >= log.sample { 0 } else { next });
+        next >= log.sample
+    }
+
+    /// Whether the access log will take the next request that does not fail.
+    #[must_use]
+    pub fn logs_next(&self, view: &View) -> bool {
+        let sample = view.config.access_log.sample;
+        sample > 0 && self.sampled.get() + 1 >= sample
+    }
+
+    /// Closes idle connections to pods.
+    pub fn reap(&self) {
+        let view = self.view();
+        let now_ms = self.shared.clock.now_ms();
+        let known = view.known.borrow();
+        for cell in known.values() {
+            for target in cell.targets.iter().filter_map(OnceCell::get) {
+                target.pool.reap(now_ms, view.config.upstream.idle.0);
+            }
+        }
+    }
+
+    /// Waits until the table or the configuration is another one than that of the view. False when `patience` ends first.
+    pub async fn next_version(&self, view: &View, patience: Duration) -> bool {
+        let mut versions = self.shared.versions();
+        tokio::time::timeout(
+            patience,
+            versions.wait_for(|version| *version != view.version),
+        )
+        .await
+        .is_ok_and(|version| version.is_ok())
+    }
+}
+
+impl View {
+    fn next(&self, shared: &Shared, version: u64) -> View {
+        let config = shared.config.load_full();
+        let table = shared.table.load_full();
+        let services = if config.services == self.config.services {
+            Rc::clone(&self.services)
+        } else {
+            self.known.borrow_mut().clear();
+            Rc::new(Services::new(&config.services))
+        };
+        if config.hosts != self.config.hosts {
+            self.known.borrow_mut().clear();
+        }
+        // Cells that went close their connections; those that moved get new ones when they are used.
+        self.known.borrow_mut().retain(|name, cell| {
+            table
+                .cell(name)
+                .is_some_and(|endpoint| *endpoint == cell.endpoint)
+        });
+        View {
+            version,
+            cells: vec![OnceCell::new(); table.cells().len()],
+            table,
+            config,
+            services,
+            known: Rc::clone(&self.known),
+            active: OnceCell::new(),
+        }
+    }
+
+    fn cell_targets(&self, shared: &Shared, endpoint: &CellEndpoint) -> Rc<CellTargets> {
+        let mut known = self.known.borrow_mut();
+        if let Some(cell) = known
+            .get(endpoint.cell.as_str())
+            .filter(|cell| cell.endpoint == *endpoint)
+        {
+            return Rc::clone(cell);
+        }
+        let cell = Rc::new(CellTargets {
+            shared: shared.cell(&endpoint.cell),
+            endpoint: endpoint.clone(),
+            targets: vec![OnceCell::new(); self.services.len()],
+            services: Rc::clone(&self.services),
+        });
+        known.insert(Arc::clone(&cell.shared.name), Rc::clone(&cell));
+        cell
+    }
+
+    /// Cells that serve something, by their position in the table.
+    #[must_use]
+    pub fn active_cells(&self) -> &[usize] {
+        self.active.get_or_init(|| {
+            let mut cells: Vec<usize> = self
+                .table
+                .assignments()
+                .iter()
+                .filter(|row| row.state == AssignmentState::Active)
+                .filter_map(|row| self.table.locate(row.range.first()))
+                .filter(|found| !found.pinned)
+                .map(|found| found.cell)
+                .collect();
+            cells.sort_unstable();
+            cells.dedup();
+            cells
+        })
+    }
+}
