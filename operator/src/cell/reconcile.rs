@@ -189,8 +189,11 @@ fn hold_range(
     context: &Context,
     progress: &mut Progress,
 ) -> Option<Assignment> {
-    let table = context.tables.latest(&valid.fleet)?;
-    match claim(&table, &valid.name, valid.range) {
+    let table = context.tables.latest(&valid.fleet);
+    let claim = table.as_deref().map_or(Claim::NotYet, |table| {
+        claim(table, &valid.name, valid.range)
+    });
+    match claim {
         Claim::Held(row) => {
             progress.steps.range = Step::Done(format!("{} at epoch {}", row.range, row.epoch));
             progress.assignment = Some(row.clone());

@@ -10,6 +10,7 @@ use titan_planner::status::{StatusInput, cell_status};
 
 use crate::cell::error::ReconcileError;
 use crate::cell::reconcile::Progress;
+use crate::cluster::{is_conflict, is_not_found};
 use crate::context::Context;
 use crate::ledger::{System, Write};
 
@@ -56,9 +57,21 @@ pub(super) async fn write(
         status: Some(status),
         ..cell.clone()
     };
-    Api::<Cell>::all(context.client.clone())
+    let written = Api::<Cell>::all(context.client.clone())
         .replace_status(&name, &PostParams::default(), &updated)
-        .await?;
+        .await;
+    match written {
+        Ok(_) => {}
+        Err(error) if is_conflict(&error) || is_not_found(&error) => {
+            // The Cell is another one by now; the watch brings it, and it is looked at then.
+            tracing::debug!(
+                cell = name,
+                "a status was made from an old view and is dropped"
+            );
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    }
     context.ledger.record(Write {
         system: System::Kubernetes,
         verb: "status",
