@@ -76,6 +76,31 @@ async fn drift_is_repaired_and_strangers_are_left_alone() {
         .delete("user", &DeleteParams::default())
         .await
         .unwrap();
+    // Fields that are somebody else's, which an apply alone would leave: a gate, a variable, a container.
+    let theirs = [
+        (
+            Kind::NetworkPolicy,
+            "default-deny",
+            json!({"spec": {"ingress": [{}]}}),
+        ),
+        (
+            Kind::ConfigMap,
+            "cell-environment",
+            json!({"data": {"EXTRA": "1"}}),
+        ),
+        (
+            Kind::Deployment,
+            "user",
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "spy", "image": "spy"}]}}}}),
+        ),
+    ];
+    for (kind, name, change) in theirs {
+        world
+            .api(&namespace, kind)
+            .patch(name, &PatchParams::default(), &Patch::Strategic(change))
+            .await
+            .unwrap();
+    }
     let policies = world.api(&namespace, Kind::NetworkPolicy);
     let names: Vec<String> = world
         .objects(&namespace, Kind::NetworkPolicy)
@@ -83,8 +108,9 @@ async fn drift_is_repaired_and_strangers_are_left_alone() {
         .into_iter()
         .filter_map(|policy| policy.metadata.name)
         .collect();
+    let last = names.iter().max().unwrap();
     policies
-        .delete(&names[0], &DeleteParams::default())
+        .delete(last, &DeleteParams::default())
         .await
         .unwrap();
     let stranger = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "somebody-elses"}, "data": {"a": "b"}});
