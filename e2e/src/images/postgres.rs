@@ -38,7 +38,7 @@ pub fn build(progress: &Progress) -> Result<Image> {
     }
     progress.step("image postgres", |step| {
         let layer = dir.join("postgres.layer");
-        let mut bootstrap = shell::command(&["mmdebstrap", "--variant=minbase"]);
+        let mut bootstrap = shell::command(&["mmdebstrap", "--variant=minbase", "--format=tar"]);
         bootstrap.arg(format!("--include={PACKAGES}")).arg(format!("--essential-hook={PREPARE}"));
         bootstrap.args(UNUSED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
         bootstrap.arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/log/*");
