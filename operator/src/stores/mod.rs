@@ -4,6 +4,7 @@
 
 mod error;
 pub mod kafka;
+pub mod patroni;
 pub mod postgres;
 pub mod redis;
 

@@ -419,6 +419,40 @@ fn a_shard_that_lost_both_copies_starts_empty() {
     world.settle();
     world.happen(Event::Replace(1));
     world.happen(Event::Replace(4));
+    // The two are introduced before the operator gets any further.
+    world.happen(Event::Reconcile(2));
+    world.happen(Event::Gossip);
+    world.settle();
+    world.assert_whole();
+    // By one of the nodes that are free, so that no master has more than its third.
+    assert_eq!(
+        world.bodies[&world.pods[1].0].owned_by(&world.pods[1].0),
+        [1]
+    );
+}
+
+#[test]
+fn while_two_claim_the_same_slots_nothing_is_moved() {
+    let mut world = World::new();
+    world.settle();
+    world.happen(Event::Stop(0));
+    world.happen(Event::Vote);
+    world.happen(Event::Gossip);
+    // redis-0 is back and has not yet heard that redis-3 took over; redis-2 happens to have two replicas.
+    let surplus = world.pods[2].0.clone();
+    world
+        .bodies
+        .get_mut(&world.pods[4].0.clone())
+        .unwrap()
+        .master = Some(surplus);
+    world.pods[0].1 = true;
+    let plan = world.plan();
+    assert_eq!(plan.commands, []);
+    assert!(
+        plan.waiting
+            .contains(&"two masters claim the same slots".to_owned()),
+        "{plan:?}"
+    );
     world.settle();
     world.assert_whole();
 }
