@@ -9,6 +9,7 @@ use common::{Setup, credentials, from_yaml};
 use titan_crds::{Databases, RedisTopology};
 use titan_planner::cell::{
     PostgresPlan, RedisPlan, StoreStorage, ValidatedCell, build, patroni_dynamic_configuration,
+    patroni_reconfiguration,
 };
 use titan_planner::object::{HOLDS_DATA, Kind, MANAGED_BY, MANAGER, Stage};
 
@@ -271,6 +272,35 @@ fn patroni_is_never_told_to_label_its_own_with_ours() {
     assert!(seconds("ttl") >= 20 && seconds("loop_wait") >= 1 && seconds("retry_timeout") >= 3);
     assert_eq!(config["bootstrap"]["dcs"], settings);
     assert_eq!(settings["synchronous_mode_strict"], true);
+}
+
+#[test]
+fn patronis_store_follows_the_cell_and_keeps_what_is_not_ours() {
+    let cell = Setup::standard().valid();
+    let settings = patroni_dynamic_configuration(&cell).unwrap();
+    assert_eq!(patroni_reconfiguration(&cell, &settings.to_string()), None);
+
+    let mut other = Setup::standard();
+    other.cell.spec.databases = from_yaml("{ postgres: { synchronous: false } }");
+    let other = other.valid();
+    let mut current = settings.clone();
+    current["pause"] = true.into();
+    current["postgresql"]["parameters"]["work_mem"] = "64MB".into();
+    let changed = patroni_reconfiguration(&other, &current.to_string()).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&changed).unwrap();
+    assert_eq!(value["synchronous_mode"], false);
+    assert_eq!(value["pause"], true);
+    assert_eq!(value["postgresql"]["parameters"]["work_mem"], "64MB");
+    assert_eq!(
+        patroni_reconfiguration(&other, &changed),
+        None,
+        "and then rests"
+    );
+
+    assert!(patroni_reconfiguration(&cell, "{ broken").is_some());
+    let mut external = Setup::quickstart();
+    external.cell.spec.databases = from_yaml("{ postgres: { external: { secretName: pg } } }");
+    assert_eq!(patroni_reconfiguration(&external.valid(), "{}"), None);
 }
 
 #[test]

@@ -17,7 +17,10 @@ use serde::Serialize;
 use super::model::{Credentials, Desired, Invalid, ServerCredentials, ValidatedCell};
 use crate::object::{Kind, Object, Stage};
 
-pub use patroni::dynamic_configuration as patroni_dynamic_configuration;
+pub use patroni::{
+    PATRONI_STORE, dynamic_configuration as patroni_dynamic_configuration,
+    reconfiguration as patroni_reconfiguration,
+};
 
 /// Builds every object of a cell, in the order in which they are applied.
 ///

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::cell::model::{PostgresPlan, ValidatedCell};
 use crate::cell::names::{NAME_LABEL, PATRONI_PORT, POSTGRES, POSTGRES_PORT};
 use crate::cell::quantity::Quantity;
+use crate::object::canonical;
 use titan_crds::Resources;
 
 /// The label of a pod that says whether it leads; Patroni 3.0 writes `master` and `replica`.
@@ -16,6 +17,8 @@ pub(super) const DATA_MOUNT: &str = "/var/lib/postgresql/data";
 pub(super) const RUN_MOUNT: &str = "/run/postgresql";
 pub(super) const CONFIG_MOUNT: &str = "/etc/patroni";
 pub(super) const CONFIG_FILE: &str = "patroni.yml";
+/// The ConfigMap in whose annotation `config` Patroni keeps the settings of the whole cluster.
+pub const PATRONI_STORE: &str = "postgres-config";
 /// The role that replicates.
 pub(super) const REPLICATION_USER: &str = "replicator";
 
@@ -34,8 +37,7 @@ const MAX_CONNECTIONS: u32 = 1000;
 
 /// The settings that Patroni keeps for the whole cluster in its own store; None where PostgreSQL is external.
 ///
-/// The configuration file hands them over when the cluster is made. Later changes have to be given to Patroni's REST
-/// interface (`PATCH /config`), which is the operator's to do when they differ.
+/// The configuration file hands them over when the cluster is made; see [`reconfiguration`] for later changes.
 #[must_use]
 pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
     let PostgresPlan::Managed {
@@ -77,6 +79,31 @@ pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
             },
         },
     }))
+}
+
+/// What Patroni's store should hold instead of `current`, the JSON in the annotation `config` of its ConfigMap
+/// [`PATRONI_STORE`]; None where it holds the cell's settings already, or PostgreSQL is external.
+///
+/// The configuration file sets them only when the cluster is made. Settings that are not the operator's are kept, as
+/// Patroni's own `PATCH /config` does; text that is no JSON is replaced.
+#[must_use]
+pub fn reconfiguration(cell: &ValidatedCell, current: &str) -> Option<String> {
+    let desired = dynamic_configuration(cell)?;
+    let current: Value = serde_json::from_str(current).unwrap_or(Value::Null);
+    let mut merged = current.clone();
+    merge(&mut merged, desired);
+    (merged != current).then(|| canonical(merged).to_string())
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
 }
 
 /// The configuration file of each member, without passwords and without what differs between members.
