@@ -35,6 +35,9 @@ pub struct Settings {
 
 /// The name of the Lease.
 const LEASE: &str = "titan-operator";
+/// What the operator calls itself to the apiserver.
+const USER_AGENT: http::HeaderValue =
+    http::HeaderValue::from_static(concat!("titan-operator/", env!("CARGO_PKG_VERSION")));
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +66,15 @@ pub enum OperateError {
 /// # Errors
 /// When it cannot begin, or has to end because it leads no more.
 pub async fn operate(
-    config: Config,
+    mut config: Config,
     settings: Settings,
     metrics: Metrics,
     ledger: Arc<dyn Ledger>,
     stop: CancellationToken,
 ) -> Result<(), OperateError> {
     let gate = WriteGate::closed();
+    // So that an audit log says who wrote.
+    config.headers.push((http::header::USER_AGENT, USER_AGENT));
     let client = ClientBuilder::try_from(config)?
         .with_layer(&GateLayer(gate.clone()))
         .build();
