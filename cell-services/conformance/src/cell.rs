@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::transport::Channel;
 
+use crate::proxy::Proxy;
+
 /// The first keys of the cell under test, which has 1000 of them and the last 1000 of all.
 pub const MINE: u64 = 1_000;
 /// The first keys of another cell.
@@ -51,6 +53,8 @@ pub struct CellOptions {
     pub migrate: bool,
     /// Kafka's address; a port that nobody listens on unless given.
     pub kafka: String,
+    /// Whether the service reaches PostgreSQL through a [`Proxy`].
+    pub proxy: bool,
     /// The name of the cell, part of its topics' names.
     pub cell: String,
 }
@@ -59,6 +63,7 @@ impl Default for CellOptions {
     fn default() -> Self {
         CellOptions {
             migrate: true,
+            proxy: false,
             kafka: "127.0.0.1:9".to_owned(),
             cell: CELL.to_owned(),
         }
@@ -79,6 +84,8 @@ pub struct Cell {
     pub postgres: titan_testbed::Database,
     /// Redis, for services that need it.
     pub redis: Option<titan_testbed::Redis>,
+    /// The way to PostgreSQL, if it was asked for.
+    pub proxy: Option<Proxy>,
     table: watch::Sender<Arc<RoutingTable>>,
     stop: CancellationToken,
     task: Option<JoinHandle<Result<(), StartError>>>,
@@ -113,6 +120,13 @@ impl Cell {
         let role = format!("{}_{schema}", postgres.name);
         prepare_database(&postgres, &role, &schema, &options.cell).await?;
 
+        let proxy = if options.proxy {
+            Some(Proxy::to((postgres.host.as_str(), postgres.port)).await?)
+        } else {
+            None
+        };
+        let port = proxy.as_ref().map_or(postgres.port, Proxy::port);
+
         let mut arguments: Vec<String> = [
             "service",
             "--cell",
@@ -120,7 +134,7 @@ impl Cell {
             "--pg-host",
             &postgres.host,
             "--pg-port",
-            &postgres.port.to_string(),
+            &port.to_string(),
             "--pg-database",
             &postgres.name,
             "--pg-user",
@@ -171,6 +185,7 @@ impl Cell {
             config,
             postgres,
             redis,
+            proxy,
             table,
             stop: CancellationToken::new(),
             task: None,

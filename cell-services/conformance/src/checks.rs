@@ -508,7 +508,7 @@ fn taken_over(cell: &str, epoch: Epoch) -> Result<titan_routing::RoutingTable> {
 fn code(error: &sqlx::Error) -> String {
     error
         .as_database_error()
-        .and_then(|error| error.code())
+        .and_then(sqlx::error::DatabaseError::code)
         .unwrap_or_default()
         .into_owned()
 }

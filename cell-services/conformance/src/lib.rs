@@ -7,6 +7,8 @@
 mod cell;
 mod checks;
 pub mod http;
+mod proxy;
 
 pub use cell::{Cell, CellOptions, MINE, OTHERS, fresh, key, last_key, with_key};
 pub use checks::{Mutation, passes};
+pub use proxy::{Proxy, Way};

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection, Row};
 use titan_routing::Key;
@@ -26,7 +28,7 @@ use crate::request::Caller;
 /// How often the watcher asks the leader.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often it asks while there is none.
-const SEARCH_EVERY: Duration = Duration::from_millis(100);
+const SEARCH_EVERY: Duration = Duration::from_millis(200);
 /// How long the leader may take to answer the watcher.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
 /// How long a request goes on trying.
@@ -237,56 +239,61 @@ impl Database {
 
     /// Watches the leader until `stop`.
     pub async fn watch(self, stop: CancellationToken) {
-        let mut session: Option<PgConnection> = None;
-        let mut healthy = true;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.watch_forever() => {}
+        }
+    }
+
+    async fn watch_forever(&self) {
+        let mut session = self.find_leader().await;
         loop {
-            let asked = Instant::now();
-            let leads = match &mut session {
-                Some(connection) => ask(connection).await,
-                None => match within(
-                    ANSWER_WITHIN,
-                    PgConnection::connect_with(&self.inner.options),
-                )
-                .await
-                {
-                    Ok(mut connection) => {
-                        let leads = ask(&mut connection).await;
-                        session = Some(connection);
-                        leads
-                    }
-                    Err(error) => Err(error),
-                },
-            };
-            let pause = match leads {
-                Ok(true) if healthy => WATCH_EVERY,
-                Ok(true) => {
-                    tracing::info!("PostgreSQL has a leader again");
-                    healthy = true;
-                    self.inner.pool.store(Arc::new(make_pool(
-                        &self.inner.options,
-                        self.inner.connections,
-                    )));
-                    self.inner
-                        .generation
-                        .send_modify(|generation| *generation += 1);
-                    WATCH_EVERY
-                }
-                other => {
-                    if healthy {
-                        match other {
-                            Err(error) => tracing::warn!(%error, "PostgreSQL does not answer"),
-                            _ => tracing::warn!("PostgreSQL is no leader any more"),
+            self.inner.metrics.database_up(true);
+            match Self::follow(&mut session).await {
+                Some(error) => tracing::warn!(%error, "PostgreSQL does not answer"),
+                None => tracing::warn!("PostgreSQL is no leader any more"),
+            }
+            self.inner.metrics.database_up(false);
+            session = self.find_leader().await;
+            tracing::info!("PostgreSQL has a leader again");
+            let pool = make_pool(&self.inner.options, self.inner.connections);
+            self.inner.pool.store(Arc::new(pool));
+            self.inner
+                .generation
+                .send_modify(|generation| *generation += 1);
+        }
+    }
+
+    /// Asks the leader again and again, until the answer is wrong or an error.
+    async fn follow(session: &mut PgConnection) -> Option<sqlx::Error> {
+        loop {
+            match leads(session).await {
+                Ok(true) => tokio::time::sleep(WATCH_EVERY).await,
+                Ok(false) => return None,
+                Err(error) => return Some(error),
+            }
+        }
+    }
+
+    /// Tries to connect until a leader answers. Attempts overlap: one that hangs holds nobody up.
+    async fn find_leader(&self) -> PgConnection {
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            attempts.push(within(ANSWER_WITHIN, async {
+                let mut session = PgConnection::connect_with(&self.inner.options).await?;
+                Ok(leads(&mut session).await?.then_some(session))
+            }));
+            let next_attempt = tokio::time::sleep(SEARCH_EVERY);
+            tokio::pin!(next_attempt);
+            loop {
+                tokio::select! {
+                    Some(outcome) = attempts.next() => {
+                        if let Ok(Some(session)) = outcome {
+                            return session;
                         }
                     }
-                    healthy = false;
-                    session = None;
-                    SEARCH_EVERY
+                    () = &mut next_attempt => break,
                 }
-            };
-            self.inner.metrics.database_up(healthy);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep_until(asked + pause) => {}
             }
         }
     }
@@ -334,12 +341,9 @@ fn make_pool(options: &PgConnectOptions, connections: u32) -> PgPool {
         .connect_lazy_with(options.clone())
 }
 
-async fn ask(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let recovering: bool = within(
-        ANSWER_WITHIN,
-        sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(connection),
-    )
-    .await?;
+async fn leads(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let question = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(connection);
+    let recovering: bool = within(ANSWER_WITHIN, question).await?;
     Ok(!recovering)
 }
 

@@ -32,7 +32,7 @@ pub enum StartError {
         /// The server.
         host: String,
         /// Why.
-        source: sqlx::migrate::MigrateError,
+        source: Box<sqlx::migrate::MigrateError>,
     },
     /// PostgreSQL.
     #[error("cannot use PostgreSQL at {host}: {source}")]
@@ -40,7 +40,7 @@ pub enum StartError {
         /// The server.
         host: String,
         /// Why.
-        source: sqlx::Error,
+        source: Box<sqlx::Error>,
     },
     /// Redis.
     #[error("cannot use Redis: {0}")]
@@ -164,7 +164,7 @@ impl From<Failure> for Status {
                 };
                 if error
                     .as_database_error()
-                    .and_then(|error| error.code())
+                    .and_then(sqlx::error::DatabaseError::code)
                     .as_deref()
                     == Some(UNGUARDED)
                 {

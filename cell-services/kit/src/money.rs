@@ -96,7 +96,7 @@ impl Money {
     ///
     /// # Errors
     /// When the currencies differ or the sum does not fit.
-    pub fn add(self, other: Money) -> Result<Money, MoneyError> {
+    pub fn checked_add(self, other: Money) -> Result<Money, MoneyError> {
         self.same(other)?;
         let minor = self
             .minor
@@ -109,7 +109,7 @@ impl Money {
     ///
     /// # Errors
     /// When the currencies differ or the difference does not fit.
-    pub fn sub(self, other: Money) -> Result<Money, MoneyError> {
+    pub fn checked_sub(self, other: Money) -> Result<Money, MoneyError> {
         self.same(other)?;
         let minor = self
             .minor
@@ -140,7 +140,7 @@ impl Money {
     ) -> Result<Money, MoneyError> {
         amounts
             .into_iter()
-            .try_fold(Money::zero(currency), Money::add)
+            .try_fold(Money::zero(currency), Money::checked_add)
     }
 
     /// Divides the amount in proportion to `weights`, so that the parts sum to it exactly. What rounding leaves

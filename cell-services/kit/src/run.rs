@@ -75,7 +75,7 @@ pub async fn migrate(service: &Service, config: &Config) -> Result<(), StartErro
             schema: config.postgres.schema.clone(),
             database: config.postgres.database.clone(),
             host: config.postgres.host.clone(),
-            source,
+            source: Box::new(source),
         })?;
     tracing::info!(schema = config.postgres.schema, "migrated");
     connection
@@ -83,7 +83,7 @@ pub async fn migrate(service: &Service, config: &Config) -> Result<(), StartErro
         .await
         .map_err(|source| StartError::Database {
             host: config.postgres.host.clone(),
-            source,
+            source: Box::new(source),
         })
 }
 
@@ -100,7 +100,7 @@ async fn connect_patiently(config: &Config) -> Result<PgConnection, StartError> 
             Err(source) if left == 0 || !crate::error::is_transient(&source) => {
                 return Err(StartError::Database {
                     host: config.postgres.host.clone(),
-                    source,
+                    source: Box::new(source),
                 });
             }
             Err(error) => tracing::info!(%error, "PostgreSQL does not answer yet"),

@@ -143,7 +143,7 @@ proptest! {
                             money_releases += 1;
                             prop_assert_eq!((amount, captured), (order.amounts.total, order.paid));
                         } else {
-                            refunds = refunds.add(amount).unwrap();
+                            refunds = refunds.checked_add(amount).unwrap();
                         }
                     }
                     Outgoing::Fact(fact) => prop_assert_eq!(&fact, &event),

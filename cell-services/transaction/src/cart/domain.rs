@@ -199,9 +199,9 @@ impl Cart {
         };
         for line in &self.lines {
             let amount = line.unit_price.times(line.quantity)?;
-            price.subtotal = price.subtotal.add(amount)?;
+            price.subtotal = price.subtotal.checked_add(amount)?;
             let seller = price.sellers.entry(line.seller_id).or_insert(zero);
-            *seller = seller.add(amount)?;
+            *seller = seller.checked_add(amount)?;
         }
         Ok(Some(price))
     }

@@ -53,7 +53,7 @@ impl Amounts {
         let goods = lines
             .iter()
             .try_fold(Money::zero(shipping.currency), |sum, line| {
-                sum.add(line.unit_price.times(line.quantity)?)
+                sum.checked_add(line.unit_price.times(line.quantity)?)
             })?;
         Amounts::from_parts(goods, shipping, discount)
     }
@@ -63,7 +63,7 @@ impl Amounts {
             goods,
             shipping,
             discount,
-            total: goods.add(shipping)?.sub(discount)?,
+            total: goods.checked_add(shipping)?.checked_sub(discount)?,
         })
     }
 
@@ -97,7 +97,7 @@ pub fn line_shares(lines: &[Line], amounts: &Amounts) -> Result<Vec<LineShare>, 
             Ok(LineShare {
                 goods,
                 discount,
-                paid: goods.sub(discount)?,
+                paid: goods.checked_sub(discount)?,
             })
         })
         .collect()
@@ -136,7 +136,7 @@ pub fn split_by_seller(
     }
     let weights = weights_or_equal(parts.iter().map(|(_, _, goods, _)| goods.minor));
     let shipping = amounts.shipping.prorate(&weights)?;
-    let off_shipping = amounts.discount.sub(amounts.discount_on_goods())?;
+    let off_shipping = amounts.discount.checked_sub(amounts.discount_on_goods())?;
     let off_shipping = off_shipping.prorate(&weights_or_equal(
         shipping.iter().map(|shipping| shipping.minor),
     ))?;
@@ -146,7 +146,8 @@ pub fn split_by_seller(
         .zip(shipping.into_iter().zip(off_shipping))
         .map(
             |((seller_id, line_ids, goods, discount), (shipping, off_shipping))| {
-                let amounts = Amounts::from_parts(goods, shipping, discount.add(off_shipping)?)?;
+                let amounts =
+                    Amounts::from_parts(goods, shipping, discount.checked_add(off_shipping)?)?;
                 Ok(SubOrder {
                     id: new_id(),
                     seller_id,

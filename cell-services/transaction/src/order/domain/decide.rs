@@ -217,7 +217,7 @@ pub fn return_lines(
                 back.quantity, line.id, line.quantity
             )));
         }
-        refund = refund.add(paid_for(
+        refund = refund.checked_add(paid_for(
             share.paid,
             line.quantity,
             line.returned,

@@ -194,7 +194,7 @@ impl Order {
                         line.returned = line.returned.saturating_add(back.quantity);
                     }
                 }
-                order.refunded = order.refunded.add(*refund)?;
+                order.refunded = order.refunded.checked_add(*refund)?;
                 if order
                     .lines
                     .iter()
