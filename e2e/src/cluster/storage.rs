@@ -56,6 +56,7 @@ spec:
   - name: helper-pod
     image: {}
     imagePullPolicy: IfNotPresent
+    securityContext: {{ runAsUser: 0 }}
 ",
         images::POSTGRES
     )
