@@ -1,0 +1,171 @@
+//! Scenarios: what users do, and what goes wrong for them, on a real cluster with real pods.
+//!
+//! Run by `cargo titan test`, which starts the cluster, installs the chart and applies `examples/quickstart` first. Each
+//! scenario makes what it needs beyond that and takes it away again.
+
+#![allow(clippy::print_stdout, reason = "a command line speaks to its user")]
+
+mod cluster;
+mod deletion;
+mod faults;
+mod load;
+mod orders;
+mod refusals;
+mod rest;
+mod rights;
+mod shop;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use serde_json::{Value, json};
+
+use cluster::Cluster;
+
+/// Scenarios on a real cluster
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Only scenarios whose name contains this
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// The repository, for its examples
+    #[arg(long, default_value = ".")]
+    repository: PathBuf,
+    /// Kafka, as this machine reaches it
+    #[arg(long)]
+    kafka: String,
+    /// The apiserver's audit log, if it can be read
+    #[arg(long)]
+    audit_log: Option<PathBuf>,
+    /// Seconds for which cells at rest are watched
+    #[arg(long, env = "TITAN_REST_SECONDS", default_value_t = 60)]
+    rest_seconds: u64,
+    /// Write the results here, as JSON
+    #[arg(long)]
+    results: Option<PathBuf>,
+}
+
+/// One scenario.
+struct Scenario {
+    name: &'static str,
+    shows: &'static str,
+    run: for<'a> fn(&'a Cluster) -> LocalBoxFuture<'a, Result<Value>>,
+}
+
+/// All scenarios, in the order in which they run: from the gentle to the rough.
+const ALL: &[Scenario] = &[
+    Scenario {
+        name: "order-through-the-router",
+        shows: "an order is placed once, read back, and told to the world",
+        run: |cluster| orders::order_through_the_router(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "two-cells",
+        shows: "keys land in their own cell, and the wrong cell refuses them",
+        run: |cluster| orders::two_cells(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "rights",
+        shows: "the operator has no wildcard and no cluster-wide Secrets, and every pod is restricted",
+        run: |cluster| rights::least_rights(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "rest",
+        shows: "cells at rest cost no API write",
+        run: |cluster| rest::cells_at_rest(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "refusals",
+        shows: "bad input is named, and mending it mends the cell",
+        run: |cluster| refusals::bad_input(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "operator-leader-dies",
+        shows: "the standby takes over in seconds, and traffic does not notice",
+        run: |cluster| faults::operator_leader_dies(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "stores-die",
+        shows: "no acknowledged write is lost with the leader of PostgreSQL or a Redis node",
+        run: |cluster| faults::stores_die(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "deletion",
+        shows: "a deleted cell leaves nothing behind under Delete, and its data under Retain",
+        run: |cluster| deletion::delete_and_retain(cluster).boxed_local(),
+    },
+];
+
+/// No scenario takes longer, whatever happens.
+const LIMIT: Duration = Duration::from_mins(12);
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let arguments = Arguments::parse();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start threads")
+        .and_then(|runtime| runtime.block_on(run(arguments)));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<bool> {
+    let cluster = Cluster::connect(&arguments).await?;
+    let (mut passed, mut failed, mut results) = (0, 0, Vec::new());
+    for scenario in ALL
+        .iter()
+        .filter(|scenario| scenario.name.contains(&arguments.filter))
+    {
+        println!("scenario {}: {}", scenario.name, scenario.shows);
+        let started = Instant::now();
+        let result = tokio::time::timeout(LIMIT, (scenario.run)(&cluster))
+            .await
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("not over after {} s", LIMIT.as_secs())));
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(measured) => {
+                passed += 1;
+                println!(
+                    "scenario {}: ok in {seconds:.1} s {measured}",
+                    scenario.name
+                );
+                results.push(json!({
+                    "name": scenario.name, "passed": true, "seconds": seconds, "measured": measured,
+                }));
+            }
+            Err(error) => {
+                failed += 1;
+                println!(
+                    "scenario {}: FAILED in {seconds:.1} s: {error:#}\n{}",
+                    scenario.name,
+                    cluster.explain().await
+                );
+                results.push(json!({
+                    "name": scenario.name, "passed": false, "seconds": seconds, "error": format!("{error:#}"),
+                }));
+            }
+        }
+    }
+    if let Some(path) = &arguments.results {
+        std::fs::write(path, serde_json::to_vec_pretty(&results)?)
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    println!("\nscenarios: {passed} passed, {failed} failed");
+    Ok(failed == 0)
+}

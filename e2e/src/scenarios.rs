@@ -1,0 +1,56 @@
+//! Runs the scenarios of `e2e/scenarios` on the local cluster, and writes a report of each.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cluster::{KAFKA_PORT, NODE_IP};
+use crate::{paths, report, shell};
+
+/// Runs the scenarios whose name contains `filter`, and counts those that passed and failed.
+pub fn run(filter: &str) -> Result<(usize, usize)> {
+    let results = paths::target().join("scenarios.json");
+    // Results of an earlier run must not be taken for those of this one.
+    if results.exists() {
+        std::fs::remove_file(&results).context("remove old results")?;
+    }
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(paths::repository())
+        .env("KUBECONFIG", paths::kubeconfig())
+        .args([
+            "run",
+            "--quiet",
+            "--locked",
+            "--package",
+            "titan-scenarios",
+            "--",
+        ])
+        .args(["--filter", filter])
+        .arg("--repository")
+        .arg(paths::repository())
+        .args(["--kafka", &format!("{NODE_IP}:{KAFKA_PORT}")])
+        .arg("--audit-log")
+        .arg(paths::log("audit"))
+        .arg("--results")
+        .arg(&results);
+    let ran = shell::shown(&mut command);
+    // Failed scenarios are in the results; without results it was something else that failed.
+    let Ok(text) = std::fs::read(&results) else {
+        ran?;
+        anyhow::bail!("the scenarios left no results at {}", results.display());
+    };
+    let results: Vec<Value> = serde_json::from_slice(&text)?;
+    let (mut passed, mut failed) = (0, 0);
+    for result in &results {
+        let name = result["name"].as_str().unwrap_or("unnamed");
+        report::write(&format!("scenario-{name}"), result)?;
+        if result["passed"] == true {
+            passed += 1;
+        } else {
+            failed += 1;
+        }
+    }
+    Ok((passed, failed))
+}
