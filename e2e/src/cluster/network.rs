@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 use super::{BRIDGE, NODE_IP, POD_CIDR};
 use crate::{paths, shell};
@@ -30,13 +31,32 @@ fn setting(name: &str) -> PathBuf {
     Path::new("/proc/sys").join(name)
 }
 
-fn saved_settings() -> PathBuf {
-    paths::state("kernel-settings.json")
+/// Folders outside of ours that the parts make, whatever they are told.
+const FOLDERS: [&str; 7] = [
+    "/opt/cni",
+    "/run/containerd",
+    "/usr/libexec/kubernetes",
+    "/var/lib/cni",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+    "/var/log/pods",
+];
+
+/// What the machine was like before.
+#[derive(Debug, Serialize, Deserialize)]
+struct Before {
+    settings: BTreeMap<String, String>,
+    /// Which of the folders were not there.
+    absent: Vec<PathBuf>,
+}
+
+fn before() -> PathBuf {
+    paths::state("machine-before.json")
 }
 
 /// Makes the network of the node.
 pub fn prepare() -> Result<()> {
-    save_settings()?;
+    remember()?;
     for (name, value) in SETTINGS {
         if let Some(value) = value
             && setting(name).exists()
@@ -109,25 +129,33 @@ fn raise(name: &str, value: &str) -> Result<()> {
     fs::write(&path, value).with_context(|| format!("set {} to {value}", path.display()))
 }
 
-fn save_settings() -> Result<()> {
-    let path = saved_settings();
+fn remember() -> Result<()> {
+    let path = before();
     if path.exists() {
         return Ok(());
     }
-    let values: BTreeMap<&str, String> = SETTINGS
+    let settings = SETTINGS
         .iter()
         .filter_map(|(name, _)| {
             Some((
-                *name,
+                (*name).to_owned(),
                 fs::read_to_string(setting(name)).ok()?.trim().to_owned(),
             ))
         })
         .collect();
-    shell::write_if_changed(&path, &serde_json::to_string_pretty(&values)?)?;
+    let absent = FOLDERS
+        .iter()
+        .map(PathBuf::from)
+        .filter(|folder| !folder.exists())
+        .collect();
+    shell::write_if_changed(
+        &path,
+        &serde_json::to_string_pretty(&Before { settings, absent })?,
+    )?;
     Ok(())
 }
 
-/// Takes the network away and puts the kernel's settings back.
+/// Takes the network away, and puts the machine back to what it was.
 pub fn remove() -> Result<()> {
     for table in tables() {
         let mut delete = shell::command(&["nft", "delete", "table"]);
@@ -136,15 +164,19 @@ pub fn remove() -> Result<()> {
     if exists(BRIDGE) {
         shell::output(&mut shell::command(&["ip", "link", "delete", BRIDGE]))?;
     }
-    if let Ok(text) = fs::read_to_string(saved_settings()) {
-        let values: BTreeMap<String, String> = serde_json::from_str(&text)?;
-        for (name, value) in values {
-            let path = setting(&name);
-            if fs::read_to_string(&path).is_ok_and(|present| present.trim() != value) {
-                fs::write(&path, &value)
-                    .with_context(|| format!("set {} back to {value}", path.display()))?;
-            }
+    let Ok(text) = fs::read_to_string(before()) else {
+        return Ok(());
+    };
+    let before: Before = serde_json::from_str(&text)?;
+    for (name, value) in before.settings {
+        let path = setting(&name);
+        if fs::read_to_string(&path).is_ok_and(|present| present.trim() != value) {
+            fs::write(&path, &value)
+                .with_context(|| format!("set {} back to {value}", path.display()))?;
         }
+    }
+    for folder in before.absent.iter().filter(|folder| folder.exists()) {
+        fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
     }
     Ok(())
 }

@@ -32,6 +32,9 @@ pub fn kubelet() -> Result<Part> {
         "failCgroupV1": false,
         "failSwapOn": false,
         "enforceNodeAllocatable": [],
+        // kube-proxy works with nftables, and nothing here reads the kubelet's hints in iptables.
+        "makeIPTablesUtilChains": false,
+        "podLogsDir": paths::state("logs/pods"),
         "maxPods": 400,
         "podPidsLimit": -1,
         "serializeImagePulls": false,

@@ -193,7 +193,16 @@ impl Record {
 
     /// Stops the process, kindly first, and forgets it.
     pub fn stop(&self) -> Result<()> {
-        for (signal, patience) in [(Signal::SIGTERM, 8), (Signal::SIGKILL, 5)] {
+        self.end(&[(Signal::SIGTERM, 8), (Signal::SIGKILL, 5)])
+    }
+
+    /// Kills the process, whose state nobody will need, and forgets it.
+    pub fn kill(&self) -> Result<()> {
+        self.end(&[(Signal::SIGKILL, 5)])
+    }
+
+    fn end(&self, signals: &[(Signal, u64)]) -> Result<()> {
+        for &(signal, patience) in signals {
             if !self.alive() {
                 break;
             }

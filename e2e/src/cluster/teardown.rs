@@ -53,7 +53,11 @@ fn stop(names: &[&str]) -> Result<()> {
         let threads: Vec<_> = names
             .iter()
             .filter_map(|name| Record::load(name))
-            .map(|record| scope.spawn(move || record.stop()))
+            .map(|record| {
+                // containerd keeps images for the next cluster; whatever the others keep goes away with this one.
+                let keeps = record.name == "containerd";
+                scope.spawn(move || if keeps { record.stop() } else { record.kill() })
+            })
             .collect();
         threads
             .into_iter()
