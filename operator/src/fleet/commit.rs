@@ -84,6 +84,9 @@ async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Con
         .tables
         .latest(&name)
         .filter(|table| table.epoch() > Epoch::default());
+    // Survives a table that was deleted while no operator ran: consumers never take an older one than they had.
+    let reported = fleet.status.as_ref().and_then(|status| status.epoch);
+    let reported = Epoch(reported.unwrap_or_default());
     let Some(resource) = resource else {
         // Never committed, or deleted by hand: then the last good one is written again.
         return Base {
@@ -91,7 +94,7 @@ async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Con
                 .as_deref()
                 .cloned()
                 .map_or(Observed::Absent, Observed::Known),
-            epoch_floor: Epoch::default(),
+            epoch_floor: reported,
             rewrite: known.is_some(),
         };
     };
@@ -128,7 +131,7 @@ async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Con
                     .as_deref()
                     .cloned()
                     .map_or(Observed::Absent, Observed::Known),
-                epoch_floor: Epoch(resource.spec.epoch),
+                epoch_floor: reported.max(Epoch(resource.spec.epoch)),
                 rewrite: true,
             }
         }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use titan_routing::{
-    Assignment, AssignmentState, CellEndpoint, Epoch, KeyRange, KeyspaceMode, RoutingTable,
-    TableError,
+    Assignment, AssignmentState, CellEndpoint, Epoch, KeyOverride, KeyRange, KeyspaceMode,
+    RoutingTable, TableError,
 };
 
 use crate::Observed;
@@ -133,7 +133,10 @@ pub fn plan(input: &PlanInput) -> Result<(Plan, PlanReport), TableError> {
             return Ok((Plan { table: None }, report));
         }
     };
-    let epoch = current.epoch().max(input.epoch_floor).next();
+    // Where the table was lost, what the cells remember of it is a floor: consumers never take an older table.
+    let recorded = input.cells.iter().filter_map(|cell| cell.recorded).max();
+    let floor = input.epoch_floor.max(recorded.unwrap_or_default());
+    let epoch = current.epoch().max(floor).next();
     let mut draft = Draft {
         epoch,
         rows: current.assignments().to_vec(),
@@ -142,25 +145,20 @@ pub fn plan(input: &PlanInput) -> Result<(Plan, PlanReport), TableError> {
 
     draft.release(input);
     let mut by_age: Vec<&CellView> = input.cells.iter().filter(|cell| !cell.deleting).collect();
-    by_age.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    // Where the table was lost, a cell that had been given its range comes before one that waited, however old.
+    by_age.sort_by_key(|cell| (cell.recorded.is_none(), cell.created, cell.name.as_str()));
     for cell in by_age {
         draft.place(cell);
     }
 
-    let cells = endpoints(&draft.rows, current, &input.cells);
-    let next = RoutingTable::new(
-        epoch,
-        input.mode,
-        draft.rows,
-        cells,
-        // A pin to a cell that has left the table would make the table invalid.
-        current
-            .overrides()
-            .iter()
-            .filter(|pin| !input.gone.contains(&pin.cell))
-            .cloned()
-            .collect(),
-    )?;
+    let pins: Vec<KeyOverride> = current
+        .overrides()
+        .iter()
+        .filter(|pin| !input.gone.contains(&pin.cell))
+        .cloned()
+        .collect();
+    let cells = endpoints(&draft.rows, &pins, current, &input.cells);
+    let next = RoutingTable::new(epoch, input.mode, draft.rows, cells, pins)?;
     let same = next.assignments() == current.assignments()
         && next.cells() == current.cells()
         && next.overrides() == current.overrides()
@@ -225,6 +223,7 @@ impl Draft {
             // home knows that epoch, so the row keeps it.
             let (state, epoch) = match cell.recorded {
                 Some(recorded) => (AssignmentState::Active, recorded),
+                None if cell.serving => (AssignmentState::Active, self.epoch),
                 None => (AssignmentState::Pending, self.epoch),
             };
             self.rows.push(Assignment {
@@ -240,8 +239,13 @@ impl Draft {
     }
 }
 
-/// The endpoints of all cells that the rows mention: fresh where the cell is seen, as committed where it is not.
-fn endpoints(rows: &[Assignment], current: &RoutingTable, cells: &[CellView]) -> Vec<CellEndpoint> {
+/// The endpoints of all cells that the rows and the pins mention: fresh where the cell is seen, as committed where it is not.
+fn endpoints(
+    rows: &[Assignment],
+    pins: &[KeyOverride],
+    current: &RoutingTable,
+    cells: &[CellView],
+) -> Vec<CellEndpoint> {
     let mut known: BTreeMap<&str, CellEndpoint> = current
         .cells()
         .iter()
@@ -260,7 +264,7 @@ fn endpoints(rows: &[Assignment], current: &RoutingTable, cells: &[CellView]) ->
     let used: BTreeSet<&str> = rows
         .iter()
         .flat_map(|row| [row.cell.as_str(), row.home.as_str()])
-        .chain(current.overrides().iter().map(|pin| pin.cell.as_str()))
+        .chain(pins.iter().map(|pin| pin.cell.as_str()))
         .collect();
     used.into_iter()
         .filter_map(|name| known.get(name).cloned())

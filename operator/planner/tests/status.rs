@@ -1,0 +1,377 @@
+//! The status contract, for any steps.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+use titan_crds::{CellStatus, ServiceStatus};
+use titan_planner::status::{StatusInput, Step, Steps, cell_status};
+use titan_routing::{Assignment, AssignmentState, Epoch, Key, KeyRange};
+
+fn time(second: i64) -> Time {
+    Time(Timestamp::from_second(second).unwrap())
+}
+
+fn done() -> Step {
+    Step::Done("done".to_owned())
+}
+
+fn all_done() -> Steps {
+    Steps {
+        accepted: done(),
+        range: done(),
+        databases: done(),
+        topics: done(),
+        migrations: done(),
+        services: done(),
+        serving: done(),
+    }
+}
+
+/// One write of a status.
+#[derive(Clone, Debug)]
+struct Look {
+    generation: i64,
+    paused: bool,
+    steps: Steps,
+}
+
+fn look(generation: i64, steps: Steps) -> Look {
+    Look {
+        generation,
+        paused: false,
+        steps,
+    }
+}
+
+fn write(previous: Option<&CellStatus>, look: &Look, second: i64) -> CellStatus {
+    cell_status(StatusInput {
+        previous,
+        generation: look.generation,
+        now: time(second),
+        paused: look.paused,
+        steps: look.steps.clone(),
+        assignment: None,
+        services: None,
+    })
+}
+
+fn get<'a>(status: &'a CellStatus, name: &str) -> Option<&'a Condition> {
+    let mut found = status.conditions.iter().filter(|one| one.type_ == name);
+    let condition = found.next();
+    assert!(found.next().is_none(), "{name} twice");
+    condition
+}
+
+fn text(status: &CellStatus, name: &str) -> String {
+    get(status, name).map_or_else(
+        || "absent".to_owned(),
+        |condition| format!("{}/{}", condition.status, condition.reason),
+    )
+}
+
+#[test]
+fn each_state_of_the_contract_has_its_conditions() {
+    let waits = Steps {
+        databases: Step::waiting("DatabasesStarting", "waiting for postgres"),
+        ..Steps::none()
+    };
+    let fails = Steps {
+        services: Step::failed("ImagePullFailed", "no such image"),
+        ..all_done()
+    };
+    for (steps, ready, reconciling, stalled) in [
+        (
+            Steps::none(),
+            "Unknown/NotReconciled",
+            "True/NotReconciled",
+            "absent",
+        ),
+        (
+            waits,
+            "Unknown/DatabasesStarting",
+            "True/DatabasesStarting",
+            "absent",
+        ),
+        (
+            fails,
+            "False/ImagePullFailed",
+            "absent",
+            "True/ImagePullFailed",
+        ),
+        (all_done(), "True/Serving", "absent", "absent"),
+    ] {
+        // The first step to wait decides, whatever was not reached after it.
+        let mut steps = steps;
+        if !steps.databases.is_done() && steps.databases != Step::NotReached {
+            steps.accepted = done();
+            steps.range = done();
+        }
+        let status = write(None, &look(1, steps), 1);
+        assert_eq!(text(&status, "Ready"), ready);
+        assert_eq!(text(&status, "Reconciling"), reconciling);
+        assert_eq!(text(&status, "Stalled"), stalled);
+        assert_eq!(text(&status, "Paused"), "absent");
+    }
+}
+
+#[test]
+fn a_failure_decides_even_after_a_step_that_waits() {
+    let steps = Steps {
+        databases: Step::waiting("PostgresUnreachable", "no answer"),
+        topics: Step::failed("KafkaRefused", "not allowed"),
+        ..all_done()
+    };
+    let status = write(None, &look(1, steps), 1);
+    assert_eq!(text(&status, "Ready"), "False/KafkaRefused");
+    assert_eq!(text(&status, "DatabasesReady"), "False/PostgresUnreachable");
+    assert_eq!(text(&status, "TopicsReady"), "False/KafkaRefused");
+}
+
+#[test]
+fn a_cell_that_served_is_impaired_and_a_new_spec_is_worked_on() {
+    let waits = Steps {
+        services: Step::waiting("ServicesStarting", "order 0/1"),
+        ..all_done()
+    };
+    let served = write(None, &look(1, all_done()), 1);
+    let impaired = write(Some(&served), &look(1, waits.clone()), 2);
+    assert_eq!(text(&impaired, "Ready"), "False/ServicesStarting");
+    assert_eq!(text(&impaired, "Reconciling"), "absent");
+    assert_eq!(text(&impaired, "Stalled"), "absent");
+    let still = write(Some(&impaired), &look(1, waits.clone()), 3);
+    assert_eq!(
+        still,
+        CellStatus { ..impaired.clone() },
+        "nothing new is nothing to write"
+    );
+
+    let changed = write(Some(&impaired), &look(2, waits.clone()), 4);
+    assert_eq!(text(&changed, "Ready"), "Unknown/ServicesStarting");
+    assert_eq!(text(&changed, "Reconciling"), "True/ServicesStarting");
+
+    let failed = Steps {
+        databases: Step::failed("PostgresRefused", "no"),
+        ..all_done()
+    };
+    let stalled = write(Some(&impaired), &look(1, failed), 5);
+    assert_eq!(text(&stalled, "Stalled"), "True/PostgresRefused");
+    let recovering = write(Some(&stalled), &look(1, waits), 6);
+    assert_eq!(text(&recovering, "Stalled"), "absent");
+}
+
+#[test]
+fn a_paused_cell_keeps_what_it_was() {
+    let paused = Look {
+        paused: true,
+        ..look(2, Steps::none())
+    };
+    let served = write(None, &look(1, all_done()), 1);
+    let status = write(Some(&served), &paused, 2);
+    assert_eq!(text(&status, "Paused"), "True/PausedBySpec");
+    assert_eq!(text(&status, "Ready"), "True/Serving");
+    assert_eq!(text(&status, "DatabasesReady"), "True/Done");
+    assert_eq!(write(Some(&status), &paused, 3), status);
+
+    let resumed = write(Some(&status), &look(3, all_done()), 4);
+    assert_eq!(text(&resumed, "Paused"), "absent");
+    assert_eq!(
+        get(&resumed, "Ready").unwrap().last_transition_time,
+        time(1),
+        "it was Ready all along"
+    );
+
+    let from_the_start = write(None, &paused, 1);
+    assert_eq!(text(&from_the_start, "Ready"), "Unknown/Paused");
+}
+
+#[test]
+fn the_range_and_the_services_are_summed_up() {
+    let range = KeyRange::new(Key::new(10).unwrap(), Key::new(19).unwrap()).unwrap();
+    let row = Assignment {
+        range,
+        cell: "cell-001".to_owned(),
+        home: "cell-002".to_owned(),
+        state: AssignmentState::Active,
+        epoch: Epoch(7),
+    };
+    let service = |name: &str, release: &str, desired: i32, ready: i32| ServiceStatus {
+        name: name.to_owned(),
+        release: release.to_owned(),
+        desired,
+        ready,
+        message: None,
+    };
+    let status = |previous: Option<&CellStatus>, services: Option<Vec<ServiceStatus>>| {
+        cell_status(StatusInput {
+            previous,
+            generation: 1,
+            now: time(1),
+            paused: false,
+            steps: all_done(),
+            assignment: Some(&row),
+            services,
+        })
+    };
+    for (services, ready, release) in [
+        (vec![], None, None),
+        (
+            vec![service("a", "1", 2, 2), service("b", "1", 0, 0)],
+            Some("2/2"),
+            Some("1"),
+        ),
+        (
+            vec![service("a", "1", 2, 2), service("b", "2", 1, 1)],
+            Some("2/2"),
+            None,
+        ),
+        (
+            vec![service("a", "1", 2, 1), service("b", "1", 1, 1)],
+            Some("1/2"),
+            None,
+        ),
+    ] {
+        let status = status(None, Some(services));
+        assert_eq!(status.services_ready.as_deref(), ready);
+        assert_eq!(status.release.as_deref(), release);
+        assert_eq!(status.epoch, Some(7));
+        assert_eq!(status.home.as_deref(), Some("cell-002"));
+        assert_eq!(
+            status.range.map(|range| (range.first, range.last)),
+            Some((10, 19))
+        );
+    }
+    let seen = status(None, Some(vec![service("a", "1", 1, 1)]));
+    let unseen = status(Some(&seen), None);
+    assert_eq!(unseen.services, seen.services, "not looked at is not gone");
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        Just(Step::NotReached),
+        Just(done()),
+        "[AB]".prop_map(|reason| Step::waiting(&reason, "waiting")),
+        "[CD]".prop_map(|reason| Step::failed(&reason, "failed")),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Steps> {
+    let any = (step(), step(), step(), step(), step(), step(), step()).prop_map(
+        |(accepted, range, databases, topics, migrations, services, serving)| Steps {
+            accepted,
+            range,
+            databases,
+            topics,
+            migrations,
+            services,
+            serving,
+        },
+    );
+    prop_oneof![1 => Just(all_done()), 3 => any]
+}
+
+fn history() -> impl Strategy<Value = Vec<Look>> {
+    let look = (steps(), prop::bool::weighted(0.2), 0..2_i64);
+    prop::collection::vec(look, 1..10).prop_map(|looks| {
+        let mut generation = 1;
+        let mut was_paused = false;
+        looks
+            .into_iter()
+            .map(|(steps, paused, step)| {
+                // To pause is to change the spec.
+                generation += if paused == was_paused { step } else { 1 };
+                was_paused = paused;
+                Look {
+                    generation,
+                    paused,
+                    steps,
+                }
+            })
+            .collect()
+    })
+}
+
+fn check(status: &CellStatus, look: &Look) -> Result<(), TestCaseError> {
+    let of = |name: &str| get(status, name).map(|condition| condition.status.as_str());
+    prop_assert_eq!(status.observed_generation, look.generation);
+    for condition in &status.conditions {
+        prop_assert_eq!(condition.observed_generation, Some(look.generation));
+        prop_assert!(!condition.reason.is_empty() && !condition.message.is_empty());
+    }
+    let (ready, reconciling, stalled) = (of("Ready"), of("Reconciling"), of("Stalled"));
+    prop_assert!(ready.is_some(), "Ready is always there");
+    prop_assert!(!(reconciling.is_some() && stalled.is_some()));
+    for present in [reconciling, stalled, of("Paused")] {
+        prop_assert!(present.is_none_or(|status| status == "True"));
+    }
+    prop_assert_eq!(of("Paused").is_some(), look.paused);
+    if look.paused {
+        prop_assert!(reconciling.is_none() && stalled.is_none());
+        return Ok(());
+    }
+    match ready.unwrap() {
+        "True" => prop_assert!(reconciling.is_none() && stalled.is_none()),
+        "Unknown" => prop_assert!(reconciling.is_some()),
+        _ => prop_assert!(reconciling.is_none()),
+    }
+    let Steps {
+        accepted,
+        range,
+        databases,
+        topics,
+        migrations,
+        services,
+        serving,
+    } = &look.steps;
+    let all = [
+        accepted, range, databases, topics, migrations, services, serving,
+    ];
+    prop_assert_eq!(ready == Some("True"), all.iter().all(|step| step.is_done()));
+    let failed = all.iter().find(|step| matches!(step, Step::Failed { .. }));
+    prop_assert_eq!(stalled.is_some(), failed.is_some());
+    if let Some(Step::Failed { reason, message }) = failed {
+        let ready = get(status, "Ready").unwrap();
+        prop_assert_eq!((&ready.reason, &ready.message), (reason, message));
+    }
+    for (name, step) in [
+        ("RangeAssigned", range),
+        ("DatabasesReady", databases),
+        ("TopicsReady", topics),
+        ("Migrated", migrations),
+        ("ServicesAvailable", services),
+    ] {
+        let expected = match step {
+            Step::Done(_) => "True",
+            Step::NotReached => "Unknown",
+            Step::Waiting { .. } | Step::Failed { .. } => "False",
+        };
+        prop_assert_eq!(of(name), Some(expected));
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_keeps_the_contract(history in history()) {
+        let mut before: Option<CellStatus> = None;
+        for (look, second) in history.iter().zip(1..) {
+            let status = write(before.as_ref(), look, second);
+            check(&status, look)?;
+            for condition in &status.conditions {
+                let old = before.as_ref().and_then(|before| get(before, &condition.type_));
+                let same = old.filter(|old| old.status == condition.status);
+                let since = same.map_or_else(|| time(second), |old| old.last_transition_time.clone());
+                prop_assert_eq!(&condition.last_transition_time, &since, "{}", condition.type_);
+            }
+            if look.paused && let Some(before) = &before {
+                prop_assert_eq!(text(&status, "Ready"), text(before, "Ready"));
+            }
+            // A second look that finds the same has nothing to write, unless it is now known that the cell had been serving.
+            let again = write(Some(&status), look, second + 100);
+            prop_assert_eq!(&again, &status);
+            before = Some(status);
+        }
+    }
+}
