@@ -1,5 +1,6 @@
 //! Images of the workspace's own binaries. Which ones there are is the workspace's to say: every binary of a crate
-//! below the folders of things that run in a cluster.
+//! below the folders of things that run in a cluster, unless its manifest says otherwise:
+//! `[package.metadata.titan] image = false`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,8 +15,10 @@ use crate::progress::Progress;
 use crate::{paths, shell};
 
 const FOLDERS: [&str; 3] = ["operator", "cell-router", "cell-services"];
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-const STATIC: &str =
+/// What is compiled for.
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The configuration of cargo that links everything into the binary.
+pub const STATIC: &str =
     r#"target.x86_64-unknown-linux-gnu.rustflags=["-C","target-feature=+crt-static"]"#;
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -46,7 +49,8 @@ fn select(metadata: &Value) -> Vec<Binary> {
             .strip_prefix(root)
             .ok()
             .and_then(|path| path.iter().next()?.to_str());
-        if !folder.is_some_and(|folder| FOLDERS.contains(&folder)) {
+        let refused = package["metadata"]["titan"]["image"] == false;
+        if refused || !folder.is_some_and(|folder| FOLDERS.contains(&folder)) {
             continue;
         }
         for target in package["targets"].as_array().into_iter().flatten() {
@@ -96,13 +100,9 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>> {
 fn compile(binaries: &[Binary]) -> Result<PathBuf> {
     let target = paths::target().join("images");
     let mut cargo = Command::new("cargo");
-    cargo.current_dir(paths::repository()).args([
-        "build",
-        "--locked",
-        "--profile=image",
-        "--target",
-        TARGET,
-    ]);
+    cargo
+        .current_dir(paths::repository())
+        .args(["build", "--profile=image", "--target", TARGET]);
     cargo
         .args(["--config", STATIC])
         .arg("--target-dir")
@@ -182,6 +182,12 @@ mod tests {
                 package("cell-services/social", json!([bin("user"), { "kind": ["lib"], "name": "social" }])),
                 package("operator", json!([bin("titan-operator"), { "kind": ["test"], "name": "api" }])),
                 package("crds", json!([bin("crdgen")])),
+                json!({
+                    "name": "bench",
+                    "manifest_path": "/r/cell-router/bench/Cargo.toml",
+                    "metadata": { "titan": { "image": false } },
+                    "targets": [bin("bench")],
+                }),
             ],
         });
         let names: Vec<_> = select(&metadata)
