@@ -12,6 +12,10 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::cell::{Cell, CellOptions, MINE, OTHERS, key, last_key, with_key};
 use crate::http;
@@ -35,39 +39,48 @@ pub async fn passes(service: &'static Service, mutation: Mutation) -> Result<()>
         mutation,
         channel: cell.channel().await?,
     };
-    check.tables().await.context("tables are as declared")?;
-    check.health().await.context("health and reflection")?;
-    check
-        .missing_metadata()
-        .await
-        .context("missing metadata is named")?;
-    check
-        .replay()
-        .await
-        .context("an idempotency key is answered once")?;
-    check.duplicates().await.context("concurrent duplicates")?;
-    check
-        .largest_key()
-        .await
-        .context("the largest key is as good as any")?;
-    check
-        .foreign_key()
-        .await
-        .context("a foreign key is refused with its cell")?;
-    check
-        .catches_up()
-        .await
-        .context("a newer epoch is waited for")?;
-    check
-        .unguarded_writes()
-        .await
-        .context("an unguarded write is refused")?;
-    check
-        .fence()
-        .await
-        .context("a fence is obeyed by a service that has not heard of it")?;
-    check.metrics().await.context("metrics")?;
-    drain(&mut cell, mutation).await.context("drain")
+    // All of them, so that one broken promise does not hide another.
+    let mut broken = Vec::new();
+    let mut note = |promise: &str, outcome: Result<()>| {
+        if let Err(error) = outcome {
+            broken.push(format!("{promise}: {error:#}"));
+        }
+    };
+    note("tables are as declared", check.tables().await);
+    note("health answers", check.health().await);
+    note("reflection answers", check.reflection().await);
+    note("missing metadata is named", check.missing_metadata().await);
+    note("an idempotency key is answered once", check.replay().await);
+    note(
+        "concurrent duplicates execute once",
+        check.duplicates().await,
+    );
+    note(
+        "the largest key is as good as any",
+        check.largest_key().await,
+    );
+    note(
+        "a foreign key is refused with its cell",
+        check.foreign_key().await,
+    );
+    note("a newer epoch is waited for", check.catches_up().await);
+    note(
+        "an unguarded write is refused",
+        check.unguarded_writes().await,
+    );
+    note(
+        "a fence is obeyed by a service that has not heard of it",
+        check.fence().await,
+    );
+    note("metrics tell", check.metrics().await);
+    note("it drains", drain(&mut cell, mutation).await);
+    ensure!(
+        broken.is_empty(),
+        "{} breaks promises:\n{}",
+        service.name,
+        broken.join("\n")
+    );
+    Ok(())
 }
 
 struct Check<'a> {
@@ -163,6 +176,28 @@ impl Check<'_> {
                 ensure!(tries < 100, "`{name}` is {status:?}");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+        }
+        Ok(())
+    }
+
+    async fn reflection(&self) -> Result<()> {
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut answers = ServerReflectionClient::new(self.channel.clone())
+            .server_reflection_info(futures::stream::iter([request]))
+            .await?
+            .into_inner();
+        let answer = answers.message().await?.context("no answer")?;
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            bail!("another answer: {answer:?}");
+        };
+        for name in self.cell.service.grpc {
+            ensure!(
+                list.service.iter().any(|service| service.name == *name),
+                "reflection does not know {name}"
+            );
         }
         Ok(())
     }
