@@ -7,7 +7,9 @@ pub mod quantity;
 mod render;
 mod validate;
 
-pub use build::{build, build_namespace, patroni_dynamic_configuration};
+pub use build::{
+    PATRONI_STORE, build, build_namespace, patroni_dynamic_configuration, patroni_reconfiguration,
+};
 pub use model::{
     Credentials, Desired, Invalid, KafkaTopic, PostgresPlan, RedisPlan, ServerCredentials,
     ServiceSchema, StoreStorage, ValidatedCell, ValidatedService,
