@@ -23,12 +23,12 @@ struct Node {
 impl Node {
     /// A node with an empty disk.
     fn fresh() -> Self {
-        Self::on(process::data_dir("redis-node", None).unwrap())
+        Self::on(&process::data_dir("redis-node", None).unwrap())
     }
 
     /// A node with this disk, on a port of its own.
-    fn on(dir: PathBuf) -> Self {
-        process::retrying(|| Self::start(&dir)).unwrap()
+    fn on(dir: &Path) -> Self {
+        process::retrying(|| Self::start(dir)).unwrap()
     }
 
     fn start(dir: &Path) -> titan_testbed::Result<Self> {
@@ -359,7 +359,7 @@ async fn nodes_that_come_back_elsewhere_are_found_again() {
     cluster.fill().await;
     let move_node = |cluster: &mut Cluster, number: usize| {
         cluster.nodes[number].server.crash().unwrap();
-        cluster.nodes[number] = Node::on(cluster.nodes[number].dir.clone());
+        cluster.nodes[number] = Node::on(&cluster.nodes[number].dir);
     };
     move_node(&mut cluster, 4);
     let took = cluster.heal(&Book::new()).await;
