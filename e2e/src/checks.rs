@@ -9,7 +9,7 @@ use titan_testbed::cache;
 
 use crate::progress::Progress;
 use crate::up::Up;
-use crate::{paths, scenarios, shell, tools, up};
+use crate::{paths, preflight, scenarios, shell, tools, up};
 
 /// Options of `test`.
 #[derive(Debug, Clone, Args)]
@@ -114,6 +114,12 @@ impl Tally {
 
 /// Runs them.
 pub fn run(progress: &Progress, options: &Test) -> Result<()> {
+    // Said at once, not after half an hour.
+    if options.fast {
+        preflight::for_tools()
+    } else {
+        preflight::for_cluster()
+    }?;
     let mut tally = Tally {
         keep_going: options.keep_going,
         passed: 0,
@@ -123,7 +129,13 @@ pub fn run(progress: &Progress, options: &Test) -> Result<()> {
         for (name, args) in &CARGO[..2] {
             tally.check(name, || cargo(args))?;
         }
-        tally.check("tools", || tools::ensure(progress))?;
+        tally.check("tools", || {
+            if options.fast {
+                tools::ensure(progress)
+            } else {
+                up::prepare(progress)
+            }
+        })?;
         for (name, args) in &CARGO[2..] {
             tally.check(name, || cargo(args))?;
         }

@@ -8,7 +8,7 @@ use serde_yaml::Value;
 use titan_testbed::cache;
 
 use crate::install::{Install, Target};
-use crate::progress::Progress;
+use crate::progress::{Progress, together};
 use crate::{cluster, images, install, paths, preflight, shell, tools};
 
 /// Options of `up`.
@@ -54,6 +54,15 @@ impl Up {
     }
 }
 
+/// Fills the cache with everything that does not depend on this repository's code.
+pub fn prepare(progress: &Progress) -> Result<()> {
+    tools::install_packages(progress)?;
+    together(vec![
+        Box::new(|| tools::ensure(progress)),
+        Box::new(|| images::build_foreign(progress).map(|_| ())),
+    ])
+}
+
 /// Runs it.
 pub fn run(progress: &Progress, options: &Up) -> Result<()> {
     if let (Some(context), Some(kafka)) = (&options.context, &options.kafka) {
@@ -64,8 +73,12 @@ pub fn run(progress: &Progress, options: &Up) -> Result<()> {
     }
     preflight::for_cluster()?;
     progress.line(&preflight::logs_hint());
-    tools::ensure(progress)?;
-    let built = images::build(progress, !options.no_images)?;
+    prepare(progress)?;
+    let built = if options.no_images {
+        images::build_foreign(progress)
+    } else {
+        images::build(progress)
+    }?;
     cluster::up(progress, &built)?;
     if options.bare {
         progress.line(&format!(

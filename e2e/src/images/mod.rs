@@ -1,6 +1,6 @@
 //! Images without a registry: each is one layer in an OCI layout, imported into containerd when its content is new.
 
-mod binaries;
+pub mod binaries;
 mod oci;
 mod pause;
 mod postgres;
@@ -36,12 +36,18 @@ pub struct Image {
 /// The images that a cluster needs.
 pub struct Built(Vec<Image>);
 
-/// Builds what is not in the cache; `ours` also builds the binaries of the workspace.
-pub fn build(progress: &Progress, ours: bool) -> Result<Built> {
-    let mut images = vec![pause::build(progress)?, postgres::build(progress)?];
-    if ours {
-        images.extend(binaries::build(progress)?);
-    }
+/// Builds the images of what is not ours, those that are not in the cache.
+pub fn build_foreign(progress: &Progress) -> Result<Built> {
+    Ok(Built(vec![
+        pause::build(progress)?,
+        postgres::build(progress)?,
+    ]))
+}
+
+/// Builds all images that are not in the cache.
+pub fn build(progress: &Progress) -> Result<Built> {
+    let Built(mut images) = build_foreign(progress)?;
+    images.extend(binaries::build(progress)?);
     Ok(Built(images))
 }
 

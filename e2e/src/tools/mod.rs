@@ -6,13 +6,21 @@ mod kafka;
 
 use anyhow::Result;
 
-use crate::progress::Progress;
+use crate::progress::{Progress, together};
 
 pub use debian::missing as missing_packages;
 
-/// Installs and builds whatever is not there yet.
+/// Installs the Debian packages that are not there yet.
+pub fn install_packages(progress: &Progress) -> Result<()> {
+    debian::ensure(progress)
+}
+
+/// Installs, fetches and builds whatever is not there yet.
 pub fn ensure(progress: &Progress) -> Result<()> {
     debian::ensure(progress)?;
-    kafka::ensure(progress)?;
-    go::ensure(progress)
+    // Fetching waits for the network while building waits for the processor.
+    together(vec![
+        Box::new(|| kafka::ensure(progress)),
+        Box::new(|| go::ensure(progress)),
+    ])
 }
