@@ -116,7 +116,7 @@ pub struct Jwt {
     #[serde(default)]
     pub audience: Option<String>,
     /// How often the keys are fetched again. A token of an unknown key makes that happen at once, but not more often
-    /// than every 10 s.
+    /// than every second.
     #[serde(default = "Jwt::default_refresh")]
     pub refresh: Span,
 }

@@ -12,7 +12,7 @@ use titan_routing::{AssignmentState, Epoch, Key};
 use crate::body::{Recording, RequestBody, ResponseBody};
 use crate::config::Protocol;
 use crate::exchange::{Described, Exchange, Outcome};
-use crate::identity::{EPOCH, KEY, Peer};
+use crate::identity::{Claim, EPOCH, KEY, Peer};
 use crate::rejection::{Reason, Rejection};
 use crate::upgrade;
 use crate::upstream::{SendError, Target};
@@ -53,6 +53,7 @@ struct Passage {
     /// Whether the client set the deadline, so that it also ends the body.
     deadline_of_client: bool,
     service: usize,
+    claim: Claim,
     key: Option<Key>,
     /// Chooses the cell of an anonymous request.
     anonymous_hash: u64,
@@ -95,28 +96,10 @@ impl Passage {
                 format!("the body is larger than {limit} bytes (`limits.bodyBytes`)"),
             ));
         }
-        let key = worker
+        let claim = worker
             .shared
             .identity
-            .key(config, view.table.mode(), peer, &head.headers)?;
-        if let Some(key) = key
-            && config.limits.per_key_rate > 0
-        {
-            let now_us = worker.shared.clock.us_at(started);
-            let limits = &config.limits;
-            let rate = worker.shared.keys.of(key.get());
-            if rate
-                .is_some_and(|rate| !rate.allow(now_us, limits.per_key_rate, limits.per_key_burst))
-            {
-                return Err(Rejection::new(
-                    Reason::KeyRate,
-                    format!(
-                        "key {key} sends more than {} requests a second",
-                        limits.per_key_rate
-                    ),
-                ));
-            }
-        }
+            .claim(config, view.table.mode(), peer, &head.headers)?;
         let of_client = if grpc {
             deadline::of(&head.headers)?
         } else {
@@ -132,7 +115,8 @@ impl Passage {
             deadline: deadline.and_then(|limit| started.checked_add(limit)),
             deadline_of_client: of_client.is_some(),
             service,
-            key,
+            claim,
+            key: None,
             anonymous_hash: headers::hash_ip(peer.ip),
             head,
             body: Some(body),
@@ -141,7 +125,20 @@ impl Passage {
     }
 
     async fn run(mut self) -> Result<Response<ResponseBody>, Rejection> {
-        let view = self.worker.view();
+        let mut view = self.worker.view();
+        self.key = match self.claim {
+            Claim::Key(key) => Some(key),
+            Claim::Anonymous => None,
+            Claim::UnknownKey => {
+                let identity = &self.worker.shared.identity;
+                let mode = view.table.mode();
+                let key = identity.claim_with_newer_keys(&view.config, mode, &self.head.headers);
+                let key = key.await?;
+                view = self.worker.view();
+                Some(key)
+            }
+        };
+        self.check_key_rate(&view)?;
         let route = self.route(view).await?;
         let mut exchange = Exchange::start(&self.worker, &route.target, self.started, self.grpc);
         let view = self.worker.view();
@@ -158,6 +155,29 @@ impl Passage {
             return self.upgrade(route, exchange, body).await;
         }
         self.forward(route, exchange, body).await
+    }
+
+    fn check_key_rate(&self, view: &View) -> Result<(), Rejection> {
+        let limits = &view.config.limits;
+        let Some(key) = self.key.filter(|_| limits.per_key_rate > 0) else {
+            return Ok(());
+        };
+        let shared = &self.worker.shared;
+        let now_us = shared.clock.us_at(self.started);
+        let allowed = shared
+            .keys
+            .of(key.get())
+            .is_none_or(|rate| rate.allow(now_us, limits.per_key_rate, limits.per_key_burst));
+        if allowed {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            Reason::KeyRate,
+            format!(
+                "key {key} sends more than {} requests a second",
+                limits.per_key_rate
+            ),
+        ))
     }
 
     fn describe(&self) -> Described {

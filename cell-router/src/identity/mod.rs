@@ -1,11 +1,19 @@
 //! Whose key a request carries: from a trusted peer's header, from a verified token, or nobody's.
 
+mod jwks;
+mod jwt;
+
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use http::HeaderMap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::{HeaderMap, header};
 use titan_routing::{Key, KeyspaceMode};
+use tokio::sync::{Notify, watch};
+
+pub use jwt::{KeySet, TokenError};
 
 use crate::config::{Config, ConfigError, TrustedPeers};
 use crate::rejection::{Reason, Rejection};
@@ -26,11 +34,39 @@ pub struct Peer {
     pub certified: bool,
 }
 
+/// What a request says about its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The key is known.
+    Key(Key),
+    /// There is none, and that is allowed.
+    Anonymous,
+    /// A token of a key that is not in the set; the set should be fetched again.
+    UnknownKey,
+}
+
 /// Finds out whose key a request carries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Identity {
     secret: ArcSwapOption<Vec<u8>>,
+    keys: ArcSwap<KeySet>,
+    generations: watch::Sender<u64>,
+    wanted: Notify,
 }
+
+impl Default for Identity {
+    fn default() -> Self {
+        Identity {
+            secret: ArcSwapOption::empty(),
+            keys: ArcSwap::default(),
+            generations: watch::Sender::new(0),
+            wanted: Notify::new(),
+        }
+    }
+}
+
+/// How long a request waits for a key set that may have the key of its token.
+const KEY_SET_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Identity {
     /// Nothing is known and nobody trusted.
@@ -52,34 +88,109 @@ impl Identity {
         Ok(())
     }
 
-    /// The key of a request; None when it is anonymous.
+    /// Whose key a request carries. A trusted peer's header comes first, then the token.
     ///
     /// # Errors
     /// When it carries a key or a token that is not to be believed, or nothing and that is not allowed.
-    pub fn key(
+    pub fn claim(
         &self,
         config: &Config,
         mode: KeyspaceMode,
         peer: &Peer,
         headers: &HeaderMap,
-    ) -> Result<Option<Key>, Rejection> {
-        let _ = mode;
-        if let Some(value) = headers.get(KEY) {
-            if self.trusts(config, peer, headers) {
-                return key_of(value.to_str().unwrap_or("?")).map(Some);
-            }
+    ) -> Result<Claim, Rejection> {
+        let stated = headers.get(KEY);
+        if let Some(value) = stated
+            && self.trusts(config, peer, headers)
+        {
+            return key_of(value.to_str().unwrap_or("?")).map(Claim::Key);
+        }
+        if let Some(jwt) = &config.jwt
+            && let Some(token) = bearer(headers)
+        {
+            return match self.keys.load().user(jwt, token) {
+                Ok(user) => key_of_user(mode, &user).map(Claim::Key),
+                Err(TokenError::UnknownKey) => Ok(Claim::UnknownKey),
+                Err(error) => Err(Rejection::new(Reason::BadToken, error.to_string())),
+            };
+        }
+        if stated.is_some() {
             return Err(Rejection::new(
                 Reason::Untrusted,
                 "x-titan-key is taken from trusted peers only: send a token, or see `trustedPeers` in the router's configuration",
             ));
         }
         if config.anonymous {
-            return Ok(None);
+            return Ok(Claim::Anonymous);
         }
         Err(Rejection::new(
             Reason::NoKey,
             "no key: send a token in `authorization`, or x-titan-key from a trusted peer",
         ))
+    }
+
+    /// Waits for a newer key set and looks at the token again.
+    ///
+    /// # Errors
+    /// When the token does not verify with that one either.
+    pub async fn claim_with_newer_keys(
+        &self,
+        config: &Config,
+        mode: KeyspaceMode,
+        headers: &HeaderMap,
+    ) -> Result<Key, Rejection> {
+        let refused = |error: TokenError| Rejection::new(Reason::BadToken, error.to_string());
+        let (Some(jwt), Some(token)) = (&config.jwt, bearer(headers)) else {
+            return Err(refused(TokenError::UnknownKey));
+        };
+        let generation = self.keys.load().generation;
+        let mut generations = self.generations.subscribe();
+        self.wanted.notify_one();
+        let newer = generations.wait_for(|newer| *newer > generation);
+        let _ = tokio::time::timeout(KEY_SET_PATIENCE, newer).await;
+        let user = self.keys.load().user(jwt, token).map_err(refused)?;
+        key_of_user(mode, &user)
+    }
+
+    /// Fetches the key set now and then, and when a token is signed with a key that is not in it.
+    pub async fn follow_keys(&self, config: Arc<ArcSwap<Config>>) {
+        let mut generation = 0;
+        loop {
+            let jwt = config.load().jwt.clone();
+            let mut pause = Duration::from_secs(1);
+            if let Some(jwt) = &jwt {
+                let fetched = jwks::fetch(jwt)
+                    .await
+                    .and_then(|document| KeySet::parse(&document, generation + 1));
+                match fetched {
+                    Ok(keys) => {
+                        generation += 1;
+                        self.keys.store(Arc::new(keys));
+                        self.generations.send_replace(generation);
+                        pause = jwt.refresh.0;
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            jwks = jwt.jwks,
+                            error,
+                            "the key set was not fetched; going on with the last one"
+                        );
+                    }
+                }
+            }
+            let at_least = if generation > 0 {
+                jwt::MIN_REFRESH.min(pause)
+            } else {
+                Duration::ZERO
+            };
+            let started = tokio::time::Instant::now();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.wanted.notified(), if generation > 0 => {
+                    tokio::time::sleep_until(started + at_least).await;
+                }
+            }
+        }
     }
 
     fn trusts(&self, config: &Config, peer: &Peer, headers: &HeaderMap) -> bool {
@@ -104,6 +215,22 @@ fn key_of(text: &str) -> Result<Key, Rejection> {
     text.parse().map_err(|error: titan_routing::KeyRangeError| {
         Rejection::new(Reason::BadKey, format!("{KEY}: {error}"))
     })
+}
+
+/// The key of a user.
+fn key_of_user(mode: KeyspaceMode, user: &str) -> Result<Key, Rejection> {
+    match mode {
+        KeyspaceMode::UserId => user.parse().map_err(|error: titan_routing::KeyRangeError| {
+            Rejection::new(Reason::BadKey, format!("the token's subject: {error}"))
+        }),
+        KeyspaceMode::Hash => Ok(Key::from_user_id_hash(user)),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Compares in a time that does not tell how much is right.
