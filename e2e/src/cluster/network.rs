@@ -32,10 +32,9 @@ fn setting(name: &str) -> PathBuf {
 }
 
 /// Folders outside of ours that the parts make, whatever they are told.
-const FOLDERS: [&str; 7] = [
+const FOLDERS: [&str; 6] = [
     "/opt/cni",
     "/run/containerd",
-    "/usr/libexec/kubernetes",
     "/var/lib/cni",
     "/var/lib/kubelet",
     "/var/log/containers",

@@ -34,6 +34,7 @@ pub fn kubelet() -> Result<Part> {
         "enforceNodeAllocatable": [],
         // kube-proxy works with nftables, and nothing here reads the kubelet's hints in iptables.
         "makeIPTablesUtilChains": false,
+        "volumePluginDir": paths::state("volume-plugins"),
         "podLogsDir": paths::state("logs/pods"),
         "maxPods": 400,
         "podPidsLimit": -1,
