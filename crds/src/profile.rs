@@ -63,7 +63,7 @@ pub struct ServiceEntry {
     /// CPU and memory of each pod.
     #[serde(default)]
     pub resources: Resources,
-    /// The services that this one calls: they start first, and only they are opened to it.
+    /// The services that this one calls. Only these are opened to it. No cycles.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "set"))]
     pub depends_on: Vec<String>,
