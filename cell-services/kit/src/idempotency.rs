@@ -164,3 +164,113 @@ async fn remove_old(database: &Database) -> Result<u64, Failure> {
     lease.close().await?;
     Ok(removed)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+    use sqlx::Connection;
+    use titan_routing::{
+        Assignment, AssignmentState, CellEndpoint, KeyRange, KeyspaceMode, RoutingTable,
+    };
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::metrics::Metrics;
+    use crate::ownership::{BOOTSTRAP_SQL, Ownership};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn old_keys_of_own_keys_are_removed() {
+        let postgres = titan_testbed::postgres().unwrap();
+        let mut admin = sqlx::PgConnection::connect(&postgres.url()).await.unwrap();
+        sqlx::raw_sql(BOOTSTRAP_SQL)
+            .execute(&mut admin)
+            .await
+            .unwrap();
+        sqlx::raw_sql(include_str!("../migrations/0001_idempotency_keys.sql"))
+            .execute(&mut admin)
+            .await
+            .unwrap();
+        sqlx::raw_sql(
+            "SELECT titan.activate(0, 9, 'cell-001', 1); SELECT titan.activate(10, 19, 'cell-002', 1);
+             SET session_replication_role = replica;
+             INSERT INTO idempotency_keys
+             SELECT owner, age::text, '', '', '', now() - age * interval '1 day'
+               FROM unnest(ARRAY[1, 2, 11]) owner, unnest(ARRAY[1, 6, 8, 30]) age;",
+        )
+        .execute(&mut admin)
+        .await
+        .unwrap();
+        let port = postgres.port.to_string();
+        let config = Config::parse_from([
+            "test",
+            "--pg-host",
+            &postgres.host,
+            "--pg-port",
+            &port,
+            "--pg-database",
+            &postgres.name,
+            "--pg-user",
+            &postgres.user,
+            "--pg-password",
+            &postgres.password,
+            "--pg-schema",
+            "public",
+        ]);
+        let row = |first, last, cell: &str| Assignment {
+            range: KeyRange::new(Key::new(first).unwrap(), Key::new(last).unwrap()).unwrap(),
+            cell: cell.to_owned(),
+            home: cell.to_owned(),
+            state: AssignmentState::Active,
+            epoch: Epoch(1),
+        };
+        let endpoint = |cell: &str| CellEndpoint {
+            cell: cell.to_owned(),
+            region: String::new(),
+            endpoint: String::new(),
+        };
+        let table = RoutingTable::new(
+            Epoch(1),
+            KeyspaceMode::UserId,
+            vec![row(0, 9, "cell-001"), row(10, 19, "cell-002")],
+            vec![endpoint("cell-001"), endpoint("cell-002")],
+            Vec::new(),
+        )
+        .unwrap();
+        let (_sender, tables) = watch::channel(Arc::new(table));
+        let ownership = Ownership::new("cell-001", "cell-001", tables);
+        let database = Database::new(
+            &config.postgres,
+            ownership,
+            Metrics::new("test", &[]).unwrap(),
+        )
+        .unwrap();
+
+        assert_eq!(remove_old(&database).await.unwrap(), 4);
+        assert_eq!(remove_old(&database).await.unwrap(), 0);
+        let left: Vec<(i64, String)> = sqlx::query_as(
+            "SELECT owner_id, key FROM idempotency_keys ORDER BY owner_id, key::int",
+        )
+        .fetch_all(&mut admin)
+        .await
+        .unwrap();
+        let expected: Vec<(i64, String)> = [
+            (1, "1"),
+            (1, "6"),
+            (2, "1"),
+            (2, "6"),
+            (11, "1"),
+            (11, "6"),
+            (11, "8"),
+            (11, "30"),
+        ]
+        .map(|(owner, key)| (owner, key.to_owned()))
+        .to_vec();
+        assert_eq!(
+            left, expected,
+            "another cell's rows, or young ones, were touched"
+        );
+    }
+}

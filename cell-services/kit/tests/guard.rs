@@ -70,6 +70,7 @@ impl Home {
 
     /// Waits until so many sessions wait for an advisory lock.
     async fn wait_for_waiters(&self, at_least: i64) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
             let waiting: i64 = sqlx::query_scalar(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'",
@@ -79,6 +80,10 @@ impl Home {
             if waiting >= at_least {
                 return Ok(());
             }
+            anyhow::ensure!(
+                tokio::time::Instant::now() < deadline,
+                "{waiting} sessions wait for the lock, not {at_least}"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -1,7 +1,11 @@
 //! A leader of PostgreSQL that dies or hangs, under writes: nothing acknowledged is lost, nothing is done twice,
 //! and writes come back with the leader.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, and what it measures")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test, and what it measures"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
