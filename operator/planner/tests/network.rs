@@ -390,6 +390,18 @@ fn the_evaluation_sees_a_missing_and_a_superfluous_rule() {
         !allowed(&without, &cell.name, order, user, port),
         "default deny holds"
     );
+    let deny: Vec<&Value> = policies
+        .iter()
+        .copied()
+        .filter(|policy| policy["metadata"]["name"] == "default-deny")
+        .collect();
+    let router = find("router");
+    for (from, to) in [(router, user), (user, router), (order, user)] {
+        assert!(
+            !allowed(&deny, &cell.name, from, to, port),
+            "it closes both directions by itself"
+        );
+    }
     assert!(
         allowed(&[], &cell.name, order, user, port),
         "without policies all is open"
