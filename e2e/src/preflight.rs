@@ -23,12 +23,14 @@ pub fn for_tools() -> Result<()> {
 /// Checks for what running a cluster needs.
 pub fn for_cluster() -> Result<()> {
     let mut problems = tools_problems();
-    if !Uid::effective().is_root() {
+    if Uid::effective().is_root() {
+        // Only root sees who holds a port.
+        problems.extend(taken_ports());
+    } else {
         problems.push(
             "not root: a kubelet and containerd need it; run this with sudo or as root".to_owned(),
         );
     }
-    problems.extend(taken_ports());
     for (file, means) in [
         ("/proc/sys/net/ipv4/ip_forward", "IP forwarding"),
         ("/proc/self/ns/net", "network namespaces"),
