@@ -17,7 +17,7 @@ const DISK_GIB: u64 = 15;
 
 /// Checks for what installing and building tools needs.
 pub fn for_tools() -> Result<()> {
-    report(tools_problems())
+    report(&tools_problems())
 }
 
 /// Checks for what running a cluster needs.
@@ -48,10 +48,10 @@ pub fn for_cluster() -> Result<()> {
             "the kernel has no overlay file system: load it with `modprobe overlay`".to_owned(),
         );
     }
-    report(problems)
+    report(&problems)
 }
 
-fn report(problems: Vec<String>) -> Result<()> {
+fn report(problems: &[String]) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
@@ -97,7 +97,7 @@ fn tools_problems() -> Vec<String> {
     }
     let cache = existing(&cache::root());
     if let Ok(space) = statvfs(&cache) {
-        let free = space.blocks_available() * space.fragment_size() >> 30;
+        let free = (space.blocks_available() * space.fragment_size()) >> 30;
         let empty = !cache::executable("kube-apiserver").exists();
         let needed = if empty { DISK_GIB } else { 3 };
         if free < needed {

@@ -77,30 +77,30 @@ pub fn up(progress: &Progress, images: &images::Built) -> Result<()> {
     together(vec![
         Box::new(|| control_plane(progress)),
         Box::new(|| {
-            start(progress, containerd::part()?)?;
+            start(progress, &containerd::part()?)?;
             images::import(progress, images)
         }),
-        Box::new(|| start(progress, kafka::part()?)),
+        Box::new(|| start(progress, &kafka::part()?)),
     ])?;
     together(vec![
         Box::new(|| {
-            start(progress, node::kubelet()?)?;
+            start(progress, &node::kubelet()?)?;
             progress.step("node Ready", |_| node_ready())
         }),
-        Box::new(|| start(progress, node::kube_proxy()?)),
+        Box::new(|| start(progress, &node::kube_proxy()?)),
         Box::new(|| {
-            start(progress, dns::part()?)?;
-            start(progress, storage::part()?)
+            start(progress, &dns::part()?)?;
+            start(progress, &storage::part()?)
         }),
     ])
 }
 
 fn control_plane(progress: &Progress) -> Result<()> {
-    start(progress, control_plane::etcd())?;
-    start(progress, control_plane::apiserver()?)?;
+    start(progress, &control_plane::etcd())?;
+    start(progress, &control_plane::apiserver()?)?;
     together(vec![
-        Box::new(|| start(progress, control_plane::controller_manager()?)),
-        Box::new(|| start(progress, control_plane::scheduler()?)),
+        Box::new(|| start(progress, &control_plane::controller_manager()?)),
+        Box::new(|| start(progress, &control_plane::scheduler()?)),
         Box::new(|| {
             progress.step("objects of the cluster", |_| {
                 dns::apply()?;
@@ -111,7 +111,7 @@ fn control_plane(progress: &Progress) -> Result<()> {
     ])
 }
 
-fn start(progress: &Progress, part: Part) -> Result<()> {
+fn start(progress: &Progress, part: &Part) -> Result<()> {
     let name = part.name;
     progress.step(name, |step| {
         step.say(part.ensure()?.to_string());
