@@ -247,3 +247,31 @@ pub fn listens(address: &str, port: u16) -> bool {
     };
     std::net::TcpStream::connect_timeout(&(ip, port).into(), Duration::from_millis(500)).is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_means_one_process_and_no_later_one_with_its_id() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let record = Record {
+            name: "sleep".to_owned(),
+            pid,
+            start_ticks: start_ticks(pid).unwrap(),
+            started: 0,
+            digest: String::new(),
+            port: None,
+        };
+        let recycled = Record {
+            start_ticks: record.start_ticks + 1,
+            ..record.clone()
+        };
+        assert!(record.alive());
+        assert!(!recycled.alive());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!record.alive());
+    }
+}

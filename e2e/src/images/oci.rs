@@ -187,3 +187,53 @@ pub fn digest_of_file(path: &Path) -> Result<(String, u64)> {
         size += read as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(dir: &Path, content: &[u8]) -> Image {
+        let layer = dir.join("layer");
+        let mut tar = tar::Builder::new(File::create(&layer).unwrap());
+        add(&mut tar, "app", content, 0o755).unwrap();
+        tar.into_inner().unwrap();
+        let config = Config {
+            entrypoint: vec!["/app"],
+            user: "65532:65532",
+            env: Vec::new(),
+        };
+        let names = ["dev", "dev-next"].map(|tag| format!("docker.io/titan/order:{tag}"));
+        write(
+            &dir.join("order.tar"),
+            names.to_vec(),
+            &layer,
+            &config,
+            "one",
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_same_content_has_the_same_digest_and_is_found_again_by_its_recipe() {
+        let dir = std::env::temp_dir().join(format!("titan-oci-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (first, second) = (image(&dir, b"a"), image(&dir, b"a"));
+        assert_eq!(first.digest, second.digest);
+        assert_ne!(first.digest, image(&dir, b"b").digest);
+
+        let archive = dir.join("order.tar");
+        assert!(cached(&archive, "two").is_none());
+        assert_eq!(cached(&archive, "one").unwrap().names, first.names);
+        let mut tar = tar::Archive::new(File::open(&archive).unwrap());
+        let mut index = tar
+            .entries()
+            .unwrap()
+            .map(Result::unwrap)
+            .find(|entry| entry.path().unwrap().ends_with("index.json"))
+            .unwrap();
+        let mut text = String::new();
+        index.read_to_string(&mut text).unwrap();
+        assert!(first.names.iter().all(|name| text.contains(name)));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
