@@ -130,13 +130,39 @@ fn install(
         step.say("");
         Ok(())
     })?;
+    let seconds = progress.elapsed().as_secs_f64();
     progress.line(&format!(
-        "\ncell-001 is Ready after {:.0} s. Next:\n  export KUBECONFIG=$(cargo titan kubeconfig) PATH={}:$PATH\n  \
-         kubectl get cells,pods -n cell-001\n  kubectl apply -f examples/two-cells",
-        progress.elapsed().as_secs_f64(),
-        cache::tool_dir("kubernetes", cache::KUBERNETES).display(),
+        "\ncell-001 is Ready after {seconds:.0} s. {}",
+        next(target)
     ));
     Ok(())
+}
+
+/// What to try next, ready to be pasted.
+fn next(target: &Target) -> String {
+    let jsonpath = "jsonpath={.spec.clusterIP}";
+    let mut service = target.kubectl(&[
+        "get",
+        "service/cell-router",
+        "-n",
+        "titan-system",
+        "-o",
+        jsonpath,
+    ]);
+    let router = shell::output(&mut service).unwrap_or_else(|_| "localhost".to_owned());
+    let environment = match target {
+        Target::Local => "export KUBECONFIG=$(cargo titan kubeconfig)\n  ",
+        Target::Context(_) => "",
+    };
+    let tools = cache::root().join("tools");
+    format!(
+        "Next, after\n\n  {environment}export PATH=\"$PATH:$(printf '%s:' {}/*)\"\n\nlook at it, ask user 42 for orders, \
+         and add two cells:\n\n  kubectl get cells && kubectl get pods -n cell-001\n  \
+         grpcurl -plaintext -import-path cell-services/proto/proto -proto titan/order/v1/order.proto \
+         -H 'x-titan-key: 42' {router}:8080 titan.order.v1.OrderService/List\n  \
+         kubectl apply -f examples/two-cells && kubectl get cells --watch",
+        tools.display(),
+    )
 }
 
 /// Applies the examples as they are, but for where Kafka and the images are.
