@@ -1,5 +1,7 @@
 //! The guard of a data home, in PostgreSQL: what it lets through, what it refuses, and the race with a fence.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -90,7 +92,10 @@ impl Home {
 }
 
 fn code(error: &sqlx::Error) -> String {
-    match error.as_database_error().and_then(|error| error.code()) {
+    match error
+        .as_database_error()
+        .and_then(sqlx::error::DatabaseError::code)
+    {
         Some(code) => code.into_owned(),
         None => error.to_string(),
     }

@@ -1,5 +1,7 @@
 //! Properties of the kit's value types.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use cell_kit::{Currency, Key, Money, cursor};
 use proptest::prelude::*;
 

@@ -1,5 +1,7 @@
 //! Properties of the address book.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use proptest::prelude::*;
 use titan_social::user::address_book::{AddressBook, MAX_ADDRESSES};
 use uuid::Uuid;

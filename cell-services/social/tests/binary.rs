@@ -1,6 +1,8 @@
 //! The user binary as the operator runs it: settings by environment, the routing table from a registry, migrations
 //! as a Job, SIGTERM at the end, traces to a collector.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::process::Stdio;
 use std::time::Duration;
 

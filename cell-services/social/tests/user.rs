@@ -1,5 +1,7 @@
 //! The user service against real PostgreSQL.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use cell_conformance::{Cell, MINE, fresh, key, passes, with_key};
 use prost::Message;
 use titan_proto::user::v1::user_service_client::UserServiceClient;

@@ -1,5 +1,7 @@
 //! The cart service against real PostgreSQL and Redis.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

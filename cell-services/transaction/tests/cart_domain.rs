@@ -1,5 +1,7 @@
 //! Properties of carts.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use cell_kit::{Currency, Money};
 use chrono::{DateTime, Duration, Utc};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! The order service against real PostgreSQL, with Kafka away.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use cell_conformance::{Cell, MINE, fresh, http, key, passes, with_key};
 use prost::Message;
 use sqlx::Row;

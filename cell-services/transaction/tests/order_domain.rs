@@ -1,6 +1,8 @@
 //! Properties of orders: legal transitions only, parts sum to the whole, the state is the fold of the events,
 //! and what a cancellation releases is released once.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use cell_kit::{Currency, Money};
 use proptest::prelude::*;
 use titan_transaction::order::domain::{

@@ -1,5 +1,7 @@
 //! The outbox, through the order service, into a real Kafka.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
