@@ -77,19 +77,17 @@ impl Install<'_> {
         Ok(())
     }
 
-    /// Waits until the operator and the router are rolled out.
-    pub fn wait_available(&self, target: &Target) -> Result<()> {
-        for deployment in ["deployment/titan-operator", "deployment/cell-router"] {
-            let mut status = target.kubectl(&[
-                "rollout",
-                "status",
-                deployment,
-                "-n",
-                "titan-system",
-                "--timeout=180s",
-            ]);
-            shell::output(&mut status).map_err(|error| error.context(explain(target)))?;
-        }
+    /// Waits until a Deployment of the chart is rolled out. The router is not before its fleet has a routing table.
+    pub fn wait_available(&self, target: &Target, deployment: &str) -> Result<()> {
+        let mut status = target.kubectl(&[
+            "rollout",
+            "status",
+            deployment,
+            "-n",
+            "titan-system",
+            "--timeout=180s",
+        ]);
+        shell::output(&mut status).map_err(|error| error.context(explain(target)))?;
         Ok(())
     }
 }

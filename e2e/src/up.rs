@@ -113,8 +113,8 @@ fn install(
         run: install::fingerprint(tag),
     };
     progress.step("chart titan", |_| install.chart(target))?;
-    progress.step("operator and router available", |_| {
-        install.wait_available(target)
+    progress.step("operator available", |_| {
+        install.wait_available(target, "deployment/titan-operator")
     })?;
     progress.step("examples/quickstart", |_| {
         apply_quickstart(target, repository, kafka)
@@ -129,6 +129,9 @@ fn install(
         shell::output(&mut wait).map_err(|error| error.context(install::explain(target)))?;
         step.say("");
         Ok(())
+    })?;
+    progress.step("router available", |_| {
+        install.wait_available(target, "deployment/cell-router")
     })?;
     let seconds = progress.elapsed().as_secs_f64();
     progress.line(&format!(
