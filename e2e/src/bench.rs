@@ -1,5 +1,8 @@
 //! `cargo titan bench`: measurements next to a reference on the same machine in the same run.
 
+mod operator;
+mod router;
+
 use anyhow::{Result, bail};
 use serde_json::Value;
 
@@ -11,15 +14,26 @@ pub struct Bench {
     pub name: &'static str,
     /// What it measures, in a sentence.
     pub measures: &'static str,
-    /// Runs it; what it returns is its report.
-    pub run: fn() -> Result<Value>,
+    /// Runs it with its own arguments; what it returns is its report.
+    pub run: fn(&[String]) -> Result<Value>,
 }
 
 /// All benchmarks.
-pub const ALL: &[Bench] = &[];
+pub const ALL: &[Bench] = &[
+    Bench {
+        name: "operator",
+        measures: "the operator at 100 cells: objects a second, writes, memory, and rest",
+        run: operator::run,
+    },
+    Bench {
+        name: "router",
+        measures: "cell-router next to HAProxy, nginx and Envoy: CPU a request, rates, latency, memory",
+        run: router::run,
+    },
+];
 
 /// Runs the benchmark of that name, or lists all.
-pub fn run(name: Option<&str>) -> Result<()> {
+pub fn run(name: Option<&str>, arguments: &[String]) -> Result<()> {
     let Some(name) = name else {
         for bench in ALL {
             println!("{:<12} {}", bench.name, bench.measures);
@@ -30,7 +44,7 @@ pub fn run(name: Option<&str>) -> Result<()> {
         let names: Vec<_> = ALL.iter().map(|bench| bench.name).collect();
         bail!("no benchmark `{name}`; there are: {}", names.join(", "));
     };
-    let result = (bench.run)()?;
+    let result = (bench.run)(arguments)?;
     println!("{}", serde_json::to_string_pretty(&result)?);
     println!(
         "report: {}",

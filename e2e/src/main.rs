@@ -50,6 +50,9 @@ enum Command {
     Bench {
         /// Which one
         name: Option<String>,
+        /// Its own arguments; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
 }
 
@@ -83,7 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
             );
         }
         Command::Test(options) => checks::run(&progress, &options)?,
-        Command::Bench { name } => bench::run(name.as_deref())?,
+        Command::Bench { name, arguments } => bench::run(name.as_deref(), &arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -84,6 +84,8 @@ impl Apiserver {
                 write_audit_policy(&dir)?.display()
             ),
             format!("--audit-log-path={}", dir.join("audit.log").display()),
+            // Never cut, so that it can be read as it grows.
+            "--audit-log-maxsize=100000".to_owned(),
         ];
         let mut api = Server::start(Spec {
             name: "kube-apiserver",
@@ -179,6 +181,12 @@ impl Apiserver {
             std::net::TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).is_ok()
         })?;
         Ok(server)
+    }
+
+    /// The process ids of the apiserver and of etcd.
+    #[must_use]
+    pub fn pids(&self) -> [u32; 2] {
+        [self.api.pid(), self.etcd.pid()]
     }
 
     /// The apiserver's process, to signal or crash it.
