@@ -29,8 +29,8 @@ use crate::cell::quantity::Quantity;
 use crate::object::{Kind, Stage};
 
 const COMPONENT: Component = Component::Redis;
-const CONFIG_MOUNT: &str = "/etc/redis/cell";
-const AUTH_MOUNT: &str = "/etc/redis/auth";
+const CONFIG_MOUNT: &str = "/etc/titan/redis";
+const AUTH_MOUNT: &str = "/etc/titan/redis-auth";
 const CONFIG_FILE: &str = "redis.conf";
 const AUTH_FILE: &str = "auth.conf";
 
