@@ -19,6 +19,12 @@ mkdir -p "$1/etc/postgresql-common"
 echo 'create_main_cluster = false' > "$1/etc/postgresql-common/createcluster.conf"
 "#;
 
+/// Run when all packages are in: pods run with ids of their own, and mount their configuration below `/etc/redis`.
+const FINISH: &str = r#"
+chmod 755 "$1/etc/redis"
+rm -rf "$1"/var/lib/apt/lists/* "$1"/var/log/*
+"#;
+
 /// What no pod reads.
 const UNUSED: [&str; 5] = [
     "/usr/share/doc/*",
@@ -32,7 +38,7 @@ const UNUSED: [&str; 5] = [
 pub fn build(progress: &Progress) -> Result<Image> {
     let dir = folder()?;
     let archive = dir.join("postgres.tar");
-    let recipe = oci::digest(&format!("{PACKAGES}{PREPARE}{UNUSED:?}"));
+    let recipe = oci::digest(&format!("{PACKAGES}{PREPARE}{FINISH}{UNUSED:?}"));
     if let Some(image) = oci::cached(&archive, &recipe) {
         return Ok(image);
     }
@@ -41,7 +47,7 @@ pub fn build(progress: &Progress) -> Result<Image> {
         let mut bootstrap = shell::command(&["mmdebstrap", "--variant=minbase", "--format=tar"]);
         bootstrap.arg(format!("--include={PACKAGES}")).arg(format!("--essential-hook={PREPARE}"));
         bootstrap.args(UNUSED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
-        bootstrap.arg("--customize-hook=rm -rf \"$1\"/var/lib/apt/lists/* \"$1\"/var/log/*");
+        bootstrap.arg(format!("--customize-hook={FINISH}"));
         bootstrap.arg("bookworm").arg(&layer);
         step.say("installing PostgreSQL, Patroni and Redis into a folder");
         shell::logged(&mut bootstrap, &paths::build_log("mmdebstrap"))?;
