@@ -7,6 +7,8 @@
 #[path = "../stores/book.rs"]
 mod book;
 mod crash;
+mod fields;
 mod harness;
 mod lifecycle;
 mod refusals;
+mod schema;
