@@ -1,7 +1,7 @@
 //! The HTTP server beside the gRPC one: metrics and health.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
@@ -24,8 +24,16 @@ pub struct Readiness {
 #[derive(Debug)]
 struct Flags {
     ownership: Ownership,
-    migrated: AtomicBool,
+    schema: Mutex<Schema>,
     draining: AtomicBool,
+}
+
+/// What is known of the service's schema.
+#[derive(Debug)]
+enum Schema {
+    Unknown,
+    Missing(Vec<i64>),
+    Migrated,
 }
 
 impl Readiness {
@@ -34,7 +42,7 @@ impl Readiness {
     pub fn new(ownership: Ownership) -> Self {
         let inner = Flags {
             ownership,
-            migrated: AtomicBool::new(false),
+            schema: Mutex::new(Schema::Unknown),
             draining: AtomicBool::new(false),
         };
         Readiness {
@@ -44,7 +52,19 @@ impl Readiness {
 
     /// The schema is as the code wants it.
     pub fn migrated(&self) {
-        self.inner.migrated.store(true, Ordering::Release);
+        *self.schema() = Schema::Migrated;
+    }
+
+    /// The schema lacks these migrations.
+    pub fn lacks(&self, versions: Vec<i64>) {
+        *self.schema() = Schema::Missing(versions);
+    }
+
+    fn schema(&self) -> MutexGuard<'_, Schema> {
+        self.inner
+            .schema
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The process is about to end.
@@ -54,16 +74,22 @@ impl Readiness {
 
     /// Why the process should not get requests.
     #[must_use]
-    pub fn reasons(&self) -> Vec<&'static str> {
+    pub fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.inner.draining.load(Ordering::Acquire) {
-            reasons.push("draining: the process was told to end");
+            reasons.push("draining: the process was told to end".to_owned());
         }
-        if !self.inner.migrated.load(Ordering::Acquire) {
-            reasons.push("migrations are missing, or the database does not answer: run `migrate`");
+        match &*self.schema() {
+            Schema::Migrated => {}
+            Schema::Unknown => reasons.push("the database has not answered yet".to_owned()),
+            Schema::Missing(versions) => reasons.push(format!(
+                "migrations are missing: {versions:?}; run `migrate` of this release"
+            )),
         }
         if !self.inner.ownership.is_known() {
-            reasons.push("no routing table yet: the registry has not answered and none is saved");
+            reasons.push(
+                "no routing table yet: the registry has not answered and none is saved".to_owned(),
+            );
         }
         reasons
     }

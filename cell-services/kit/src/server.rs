@@ -249,14 +249,16 @@ async fn become_ready(
     loop {
         match database.missing_migrations(&versions).await {
             Ok(missing) if missing.is_empty() => break,
-            Ok(missing) if !told => {
-                tracing::warn!(
-                    ?missing,
-                    "the schema lacks migrations: run `migrate`; not ready until then"
-                );
-                told = true;
+            Ok(missing) => {
+                if !told {
+                    tracing::warn!(
+                        ?missing,
+                        "the schema lacks migrations: run `migrate`; not ready until then"
+                    );
+                    told = true;
+                }
+                readiness.lacks(missing);
             }
-            Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot look for missing migrations"),
         }
         tokio::select! {

@@ -1,6 +1,6 @@
 //! The cart service against real PostgreSQL and Redis.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -368,9 +368,10 @@ async fn who_watches_sees_every_change_until_the_drain() -> anyhow::Result<()> {
         .await?;
     assert_eq!(stream.message().await?.unwrap().version, 9);
     cell.terminate();
+    let end = tokio::time::timeout(Duration::from_secs(10), stream.message());
     assert!(
-        stream.message().await?.is_none(),
-        "the stream outlives the drain"
+        end.await.expect("the stream outlives the drain")?.is_none(),
+        "another cart"
     );
     cell.ended().await?;
     Ok(())
