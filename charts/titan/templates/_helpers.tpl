@@ -47,19 +47,23 @@ capabilities:
   value: {{ .Values.log.filter | quote }}
 {{- end }}
 
-{{- /* Probes against the health port that all our programs have. */}}
+{{- /* Probes against the health port that all our programs have. Patient ones: on a machine that is short of CPU, a
+restart makes it shorter. */}}
 {{- define "titan.probes" -}}
 startupProbe:
   httpGet: { path: /healthz, port: metrics }
   periodSeconds: 1
+  timeoutSeconds: 3
   failureThreshold: 60
 livenessProbe:
   httpGet: { path: /healthz, port: metrics }
   periodSeconds: 10
-  failureThreshold: 3
+  timeoutSeconds: 5
+  failureThreshold: 6
 readinessProbe:
   httpGet: { path: /readyz, port: metrics }
   periodSeconds: 5
+  timeoutSeconds: 3
   failureThreshold: 2
 {{- end }}
 
