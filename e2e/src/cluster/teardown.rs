@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use titan_testbed::cache;
 
 use super::containerd::{ctr, socket};
@@ -19,6 +19,9 @@ use crate::{paths, shell};
 
 /// Stops and removes everything but the cache; returns what could not be removed.
 pub fn down(progress: &Progress) -> Result<Vec<String>> {
+    if !Uid::effective().is_root() {
+        bail!("not root: only root can stop the cluster; run this with sudo or as root");
+    }
     progress.step("node agents", |_| {
         stop(&["kubelet", "kube-proxy", "local-path-provisioner", "kwok"])
     })?;
