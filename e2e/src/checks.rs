@@ -162,8 +162,11 @@ fn cargo(args: &[&str]) -> Result<()> {
 
 fn helm_lint() -> Result<()> {
     let mut helm = Command::new(cache::executable("helm"));
-    shell::shown(
-        helm.current_dir(paths::repository())
-            .args(["lint", "--strict", "charts/titan"]),
-    )
+    shell::shown(helm.current_dir(paths::repository()).args([
+        "lint",
+        "--strict",
+        "--namespace",
+        "titan-system",
+        "charts/titan",
+    ]))
 }
