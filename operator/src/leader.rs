@@ -172,7 +172,7 @@ impl Candidate {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot read or take the leader Lease; will try again")
+                    tracing::warn!(%error, "cannot read or take the leader Lease; will try again");
                 }
             }
             tokio::time::sleep(PERIOD).await;
