@@ -4,6 +4,14 @@
 //! are no nodes: what the controller-manager and kubelets would do for Deployments and Jobs, a few lines of the harness do.
 //! Real pods are the business of the scenarios in `e2e`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking"
+)]
+
 #[path = "../stores/book.rs"]
 mod book;
 mod crash;
