@@ -52,6 +52,36 @@ pub async fn follow_config(shared: Arc<Shared>, path: PathBuf, every: Duration) 
     }
 }
 
+/// Takes changed certificates into use, when they are right.
+pub async fn follow_certificates(shared: Arc<Shared>, every: Duration) {
+    let Some(tls) = shared.config.load().tls.clone() else {
+        return;
+    };
+    let files: Vec<PathBuf> = [Some(tls.certificate), Some(tls.key), tls.client_ca]
+        .into_iter()
+        .flatten()
+        .collect();
+    let look = || {
+        files
+            .iter()
+            .map(|file| changed_at(file))
+            .collect::<Vec<_>>()
+    };
+    let mut seen = look();
+    loop {
+        tokio::time::sleep(every).await;
+        let now = look();
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match shared.reload_tls() {
+            Ok(()) => tracing::info!("certificates taken into use"),
+            Err(error) => tracing::error!(%error, "going on with the old certificates"),
+        }
+    }
+}
+
 /// A ConfigMap is mounted by links, so that the target of the file is what changes.
 fn changed_at(path: &std::path::Path) -> Option<(PathBuf, SystemTime, u64)> {
     let target = std::fs::canonicalize(path).ok()?;

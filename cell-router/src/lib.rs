@@ -21,6 +21,7 @@ pub mod resilience;
 pub mod router;
 pub mod services;
 pub mod shared;
+pub mod tls;
 pub mod upgrade;
 pub mod upstream;
 pub mod worker;

@@ -120,18 +120,71 @@ fn admit(
     let config = Arc::clone(config);
     tokio::task::spawn_local(async move {
         let open = OpenConnection(worker);
-        let peer = Rc::new(Peer {
-            ip: address.ip(),
-            certified: false,
-        });
-        let first = tokio::time::timeout(config.limits.header_timeout.0, speaks_h2(&stream)).await;
-        match first {
-            Ok(Ok(true)) => h2(&open.0, &config, client, peer, stream).await,
-            Ok(Ok(false)) => h1(&open.0, &config, client, peer, stream).await,
-            Ok(Err(_)) => {}
-            Err(_) => open.0.metrics.reaped_connections.add(1),
+        let limit = config.limits.header_timeout.0;
+        let ip = address.ip();
+        let tls = open.0.shared.tls.load_full();
+        let served = match tls {
+            Some(tls) => Box::pin(encrypted(&open.0, &config, client, ip, stream, tls)).await,
+            None => match tokio::time::timeout(limit, speaks_h2(&stream)).await {
+                Ok(Ok(h2)) => {
+                    let peer = Rc::new(Peer {
+                        ip,
+                        certified: false,
+                    });
+                    serve_protocol(&open.0, &config, client, peer, stream, h2).await;
+                    true
+                }
+                Ok(Err(_)) => true,
+                Err(_) => false,
+            },
+        };
+        if !served {
+            open.0.metrics.reaped_connections.add(1);
         }
     });
+}
+
+/// TLS, then what was agreed upon in it. False when the client took too long.
+async fn encrypted(
+    worker: &Rc<Worker>,
+    config: &Config,
+    client: Rc<Client>,
+    ip: std::net::IpAddr,
+    stream: TcpStream,
+    tls: Arc<rustls::ServerConfig>,
+) -> bool {
+    let accepting = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
+    let stream = match tokio::time::timeout(config.limits.header_timeout.0, accepting).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %ip, "no TLS with a client");
+            return true;
+        }
+        Err(_) => return false,
+    };
+    let session = stream.get_ref().1;
+    let h2 = session.alpn_protocol() == Some(b"h2");
+    let peer = Rc::new(Peer {
+        ip,
+        certified: session.peer_certificates().is_some(),
+    });
+    serve_protocol(worker, config, client, peer, stream, h2).await;
+    true
+}
+
+async fn serve_protocol<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    worker: &Rc<Worker>,
+    config: &Config,
+    client: Rc<Client>,
+    peer: Rc<Peer>,
+    stream: S,
+    speaks_h2: bool,
+) {
+    if speaks_h2 {
+        h2(worker, config, client, peer, stream).await;
+    } else {
+        h1(worker, config, client, peer, stream).await;
+    }
 }
 
 /// How many threads the data plane has.
@@ -262,7 +315,8 @@ fn answer(
 ) -> impl Future<Output = Result<http::Response<crate::body::ResponseBody>, Infallible>> + use<> {
     client.in_flight.set(client.in_flight.get() + 1);
     let busy = Busy(Rc::clone(client), Rc::clone(worker));
-    let answer = proxy::handle(Rc::clone(worker), Rc::clone(peer), request);
+    // Boxed once: hyper moves the future a few times on its way into a task.
+    let answer = Box::pin(proxy::handle(Rc::clone(worker), Rc::clone(peer), request));
     async move {
         let response = answer.await;
         drop(busy);

@@ -11,6 +11,9 @@ use titan_routing::client::RegistryConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(version, about = "Sends each request to the cell of its key")]
 struct Arguments {
@@ -65,6 +68,9 @@ fn main() -> ExitCode {
 fn check(arguments: &Arguments) -> Result<()> {
     let config = Config::load(&arguments.config)?;
     cell_router::identity::Identity::new().configure(&config)?;
+    if let Some(tls) = &config.tls {
+        cell_router::tls::server_config(tls)?;
+    }
     println!(
         "{}: right, with {} services",
         arguments.config.display(),

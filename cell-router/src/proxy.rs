@@ -133,13 +133,16 @@ impl Passage {
                 let identity = &self.worker.shared.identity;
                 let mode = view.table.mode();
                 let key = identity.claim_with_newer_keys(&view.config, mode, &self.head.headers);
-                let key = key.await?;
+                let key = Box::pin(key).await?;
                 view = self.worker.view();
                 Some(key)
             }
         };
         self.check_key_rate(&view)?;
-        let route = self.route(view).await?;
+        let route = match self.route_now(&view)? {
+            Some(route) => route,
+            None => Box::pin(self.route(view)).await?,
+        };
         let mut exchange = Exchange::start(&self.worker, &route.target, self.started, self.grpc);
         let view = self.worker.view();
         if self.worker.logs_next(&view) {
@@ -152,7 +155,7 @@ impl Passage {
             ));
         };
         if route.target.pool.protocol() == Protocol::H1 && headers::wants_upgrade(&self.head) {
-            return self.upgrade(route, exchange, body).await;
+            return Box::pin(self.upgrade(route, exchange, body)).await;
         }
         self.forward(route, exchange, body).await
     }
@@ -191,6 +194,18 @@ impl Passage {
             key: self.key.map(Key::get),
             traceparent: text("traceparent"),
         }
+    }
+
+    /// Where the request goes, when that can be said at once.
+    fn route_now(&self, view: &View) -> Result<Option<Route>, Rejection> {
+        let Some(found) = self.key.and_then(|key| view.table.locate(key)) else {
+            return Ok(None);
+        };
+        let row = found.row.and_then(|row| view.table.assignments().get(row));
+        if found.pinned || row.is_some_and(|row| row.state == AssignmentState::Active) {
+            return self.admit(view, found.cell).map(Some);
+        }
+        Ok(None)
     }
 
     /// Where the request goes; waits while its range is being handed over.
@@ -407,7 +422,7 @@ impl Passage {
                 && let Some(newer) = refused_for(&response, route.epoch)
                 && recording.replay().is_some()
                 && self.may_retry(&route.target, config, false)
-                && self.wait_for(newer, config.retry.table_wait.0).await
+                && Box::pin(self.wait_for(newer, config.retry.table_wait.0)).await
                 && let Some(next) = self.reroute()
             {
                 drop(response);
@@ -571,11 +586,13 @@ async fn send(
     request: Request<RequestBody>,
     exchange: &mut Exchange,
 ) -> Result<Response<Incoming>, Failed> {
-    let conn = target
-        .pool
-        .connect(config)
-        .await
-        .map_err(|error| Failed::NoPod(error.to_string()))?;
+    // What is rare is boxed, here and below: the future of a request is moved around, so it has to be small.
+    let conn = match target.pool.ready(config) {
+        Some(conn) => conn,
+        None => Box::pin(target.pool.connect(config))
+            .await
+            .map_err(|error| Failed::NoPod(error.to_string()))?,
+    };
     exchange.carried_by(Rc::clone(&conn));
     conn.send(request).await.map_err(Failed::Send)
 }

@@ -74,13 +74,14 @@ impl Router {
             Arc::clone(&shared),
             Arc::clone(&registry),
         ));
+        let every = Duration::from_secs(1);
+        tokio::spawn(control::follow_certificates(Arc::clone(&shared), every));
         let for_keys = Arc::clone(&shared);
         tokio::spawn(async move {
             let config = Arc::clone(&for_keys.config);
             for_keys.identity.follow_keys(config).await;
         });
         if let Some(path) = start.config_file {
-            let every = Duration::from_secs(1);
             tokio::spawn(control::follow_config(Arc::clone(&shared), path, every));
         }
 

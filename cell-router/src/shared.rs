@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use titan_routing::{KeyspaceMode, RoutingTable};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -96,6 +96,8 @@ pub struct Shared {
     pub resolver: Arc<Resolver>,
     /// Whose key a request carries.
     pub identity: Identity,
+    /// TLS towards clients.
+    pub tls: ArcSwapOption<rustls::ServerConfig>,
     /// Rate limits of keys.
     pub keys: KeyRates,
     /// Time.
@@ -108,10 +110,15 @@ impl Shared {
     /// The state before any table is known. The handle is of the runtime that runs control tasks.
     ///
     /// # Errors
-    /// When the secret of trusted peers cannot be read.
+    /// When the secret of trusted peers or the files of TLS cannot be read.
     pub fn new(config: Config, handle: Handle) -> Result<Arc<Self>, ConfigError> {
         let identity = Identity::new();
         identity.configure(&config)?;
+        let tls = config
+            .tls
+            .as_ref()
+            .map(crate::tls::server_config)
+            .transpose()?;
         let config = Arc::new(ArcSwap::from_pointee(config));
         Ok(Arc::new(Shared {
             resolver: Resolver::new(handle, Arc::clone(&config)),
@@ -122,6 +129,7 @@ impl Shared {
             overloaded: AtomicBool::new(false),
             metrics: Arc::default(),
             identity,
+            tls: ArcSwapOption::new(tls),
             keys: KeyRates::new(16),
             clock: Clock::start(),
             cells: Mutex::default(),
@@ -150,6 +158,17 @@ impl Shared {
         self.identity.configure(&config)?;
         self.config.store(Arc::new(config));
         self.changed();
+        Ok(())
+    }
+
+    /// Reads the files of TLS again.
+    ///
+    /// # Errors
+    /// When one is wrong; the old ones then stay in use.
+    pub fn reload_tls(&self) -> Result<(), ConfigError> {
+        if let Some(tls) = &self.config.load().tls {
+            self.tls.store(Some(crate::tls::server_config(tls)?));
+        }
         Ok(())
     }
 

@@ -50,8 +50,8 @@ impl Load {
                         Ok(reply) if reply.grpc_status() == Some(0) => {
                             ok.fetch_add(1, SeqCst);
                         }
-                        // What a client may send again without asking: the server said that it did nothing.
-                        Err(error) if client.is_closed() && error.is_canceled() => {}
+                        // As gRPC clients do by themselves: the server said that it did nothing.
+                        Err(error) if was_not_sent(&error) => {}
                         other => failed.lock().unwrap().push(format!("{other:?}")),
                     }
                 }
@@ -80,6 +80,15 @@ impl Load {
         }
         std::mem::take(&mut *self.failed.lock().unwrap())
     }
+}
+
+/// Whether the connection was being left when the request came, so that it never went out or was not looked at.
+fn was_not_sent(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    let left = source
+        .and_then(|error| error.downcast_ref::<h2::Error>())
+        .is_some_and(|error| error.is_go_away() && error.is_remote());
+    left || error.is_canceled()
 }
 
 fn refusal(newer: &'static str) -> HeaderMap {

@@ -141,7 +141,8 @@ impl VerifyingKey {
         validation.algorithms.clone_from(&self.algorithms);
         validation.leeway = LEEWAY_SECONDS;
         validation.validate_nbf = true;
-        let mut required = vec!["exp", "sub"];
+        // `sub` is required by `Claims`, which takes numbers, too.
+        let mut required = vec!["exp"];
         match &config.audience {
             Some(audience) => {
                 validation.set_audience(&[audience]);

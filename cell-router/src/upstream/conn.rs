@@ -216,7 +216,7 @@ impl Conn {
         let result = match &self.sender {
             Sender::H2(sender) => sender.clone().try_send_request(request).await,
             Sender::H1(sender) => {
-                let sending = sender.borrow_mut().try_send_request(request);
+                let sending = Box::pin(sender.borrow_mut().try_send_request(request));
                 sending.await
             }
         };

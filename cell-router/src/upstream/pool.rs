@@ -151,7 +151,18 @@ impl Pool {
         self.protocol
     }
 
-    /// A connection with room for a request, to the least busy pod. The room is reserved.
+    /// A connection with room for a request, to the least busy pod, when one is open. The room is reserved.
+    #[must_use]
+    pub fn ready(&self, config: &Config) -> Option<Rc<Conn>> {
+        self.take_addresses(config);
+        let pod = self.choose().ok()?;
+        let streams = config.upstream.streams_per_connection;
+        let conn = pod.best().filter(|conn| conn.has_room(streams))?;
+        conn.reserve();
+        Some(conn)
+    }
+
+    /// The same, and opens a connection when there is none with room.
     ///
     /// # Errors
     /// When the name has no addresses or no pod takes a connection.
