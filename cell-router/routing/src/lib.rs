@@ -17,5 +17,6 @@ mod table;
 pub use delta::{Delta, DeltaError};
 pub use key::{Key, KeyRange, KeyRangeError, KeyspaceMode};
 pub use table::{
-    Assignment, AssignmentState, CellEndpoint, Epoch, KeyOverride, Location, Lookup, RoutingTable, TableError,
+    Assignment, AssignmentState, CellEndpoint, Epoch, KeyOverride, Location, Lookup, RoutingTable,
+    TableError,
 };

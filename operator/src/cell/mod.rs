@@ -5,6 +5,7 @@ mod controller;
 mod credentials;
 mod dereference;
 mod error;
+mod failover;
 mod finalize;
 mod namespace;
 mod reconcile;

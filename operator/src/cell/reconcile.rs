@@ -5,11 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use titan_crds::{Cell, ServiceStatus};
+use titan_crds::{Cell, ConditionType, ServiceStatus};
 use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
     validate,
@@ -23,6 +24,7 @@ use crate::cell::cache;
 use crate::cell::credentials::gather;
 use crate::cell::dereference::{as_ref, dereference};
 use crate::cell::error::ReconcileError;
+use crate::cell::failover;
 use crate::cell::finalize::{FINALIZER, finalize};
 use crate::cell::namespace::enter;
 use crate::cell::report::report;
@@ -37,7 +39,8 @@ use crate::stores::{StoreError, kafka, postgres};
 
 /// How soon to look again at something that no watch tells of: a database that is starting, a pod that is stuck.
 const SOON: Duration = Duration::from_secs(3);
-/// How soon to look again at something that a person has to mend.
+/// How soon to look again at something that a person has to mend, and at something that has been going on for long: a
+/// hundred cells that start at once are not looked at all the time.
 const LATER: Duration = Duration::from_secs(20);
 /// How soon to look again at a cell that is as it should be, for drift outside of Kubernetes.
 const RESYNC: Duration = Duration::from_mins(10);
@@ -85,7 +88,7 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
         }
         note_error(&mut progress.steps, error);
     }
-    let next = requeue(&progress.steps);
+    let next = requeue(&progress.steps, waited(&cell));
     report(&cell, &context, progress).await?;
     match result {
         Ok(()) => Ok(next),
@@ -331,6 +334,7 @@ impl Pass<'_> {
     }
 
     async fn databases(&self) -> Result<Step, ReconcileError> {
+        failover::hasten(self.valid, self.live, self.context).await?;
         for store in self.managed_stores() {
             let ready = self
                 .live
@@ -480,7 +484,21 @@ fn note_error(steps: &mut Steps, error: &ReconcileError) {
     }
 }
 
-fn requeue(steps: &Steps) -> Action {
+/// For how long `Ready` has been what it is.
+fn waited(cell: &Cell) -> Duration {
+    let since = cell
+        .status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .find(|condition| condition.type_ == ConditionType::Ready.as_str())
+        .map(|condition| condition.last_transition_time.0);
+    since
+        .map(|since| Timestamp::now().duration_since(since))
+        .and_then(|waited| Duration::try_from(waited).ok())
+        .unwrap_or_default()
+}
+
+fn requeue(steps: &Steps, waited: Duration) -> Action {
     let Steps {
         accepted,
         range,
@@ -498,6 +516,6 @@ fn requeue(steps: &Steps) -> Action {
     } else if all.iter().any(|step| matches!(step, Step::Failed { .. })) {
         Action::requeue(jitter(LATER))
     } else {
-        Action::requeue(jitter(SOON))
+        Action::requeue(jitter((waited / 4).clamp(SOON, LATER)))
     }
 }

@@ -72,6 +72,8 @@ pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
                 "max_connections": MAX_CONNECTIONS,
                 "max_wal_senders": 20,
                 "max_replication_slots": 20,
+                // A standby that has lost its leader looks for the next one this often; the default is 5 s.
+                "wal_retrieve_retry_interval": "500ms",
                 "max_worker_processes": 16,
                 "max_locks_per_transaction": 256,
                 "wal_log_hints": "on",

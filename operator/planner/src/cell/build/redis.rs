@@ -174,6 +174,8 @@ fn configuration(topology: RedisTopology, resources: &Resources) -> String {
         "dir /data".to_owned(),
         "appendonly yes".to_owned(),
         "appendfsync everysec".to_owned(),
+        // A new replica is synced at once: until then its shard has one copy.
+        "repl-diskless-sync-delay 0".to_owned(),
         // The append-only file is the one copy on disk; snapshots beside it would only cost memory and I/O.
         "save \"\"".to_owned(),
         // A full Redis refuses writes, and that is seen; evicting would silently lose reservations.
