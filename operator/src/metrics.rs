@@ -60,7 +60,10 @@ impl Metrics {
             &["fleet"],
         )?;
         let fleet_cells_ready = IntGaugeVec::new(
-            Opts::new("titan_fleet_cells_ready", "Cells of the fleet that are Ready."),
+            Opts::new(
+                "titan_fleet_cells_ready",
+                "Cells of the fleet that are Ready.",
+            ),
             &["fleet"],
         )?;
         registry.register(Box::new(reconcile_seconds.clone()))?;
