@@ -282,7 +282,7 @@ fn rights() -> Result<String> {
     let mut helm = Command::new(cache::find("helm")?);
     helm.args(["template", "titan"])
         .arg(paths::repository().join("charts/titan"))
-        .args(["--namespace", SYSTEM])
+        .args(["--namespace", SYSTEM, "--kube-version", cache::KUBERNETES])
         .args(["--show-only", "templates/rbac.yaml"]);
     let rights = shell::output(&mut helm).context("render the chart's rights")?;
     let account = json!({
