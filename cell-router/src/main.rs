@@ -111,7 +111,10 @@ fn serve(arguments: Arguments) -> Result<()> {
 
 fn start_log(format: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // A log that nobody takes any more must not end the process: complaining about it on stderr would.
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .log_internal_errors(false);
     if format == "pretty" {
         log.init();
     } else {
