@@ -11,9 +11,6 @@ use titan_routing::client::RegistryConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Parser)]
 #[command(version, about = "Sends each request to the cell of its key")]
 struct Arguments {
