@@ -6,11 +6,12 @@
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
-use ::redis::cluster::ClusterClientBuilder;
+use ::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use ::redis::cluster_async::ClusterConnection;
 use ::redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
 use titan_routing::Key;
-use tokio::sync::OnceCell;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::RedisConfig;
 
@@ -38,9 +39,34 @@ impl std::fmt::Debug for Kind {
     }
 }
 
+/// A cluster is connected to in the background: whoever wants a connection may give up waiting, and that does not
+/// start it all over again.
 struct Cluster {
-    client: ::redis::cluster::ClusterClient,
-    connection: OnceCell<ClusterConnection>,
+    connection: watch::Receiver<Option<ClusterConnection>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Cluster {
+    fn connect(client: ClusterClient) -> Self {
+        let (sender, connection) = watch::channel(None);
+        let task = tokio::spawn(async move {
+            loop {
+                match client.get_async_connection().await {
+                    Ok(connection) => {
+                        sender.send_replace(Some(connection));
+                        // It finds its own way back from now on.
+                        return sender.closed().await;
+                    }
+                    Err(error) => tracing::warn!(%error, "cannot connect to the Redis cluster"),
+                }
+                tokio::time::sleep(CONNECT).await;
+            }
+        });
+        Cluster {
+            connection,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
 }
 
 /// A connection, cheap to clone, that finds its way back after a failure.
@@ -53,7 +79,7 @@ pub enum RedisConnection {
 }
 
 impl Redis {
-    /// A client that connects when it is first used.
+    /// A client that connects when it is first used, or in the background. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// When the addresses cannot be read.
@@ -78,10 +104,7 @@ impl Redis {
                 .retries(3)
                 .max_retry_wait(200)
                 .build()?;
-            Kind::Cluster(std::sync::Arc::new(Cluster {
-                client,
-                connection: OnceCell::new(),
-            }))
+            Kind::Cluster(std::sync::Arc::new(Cluster::connect(client)))
         } else {
             let info = infos.into_iter().next().ok_or_else(|| {
                 RedisError::from((
@@ -110,11 +133,16 @@ impl Redis {
         match &self.kind {
             Kind::Single(manager) => Ok(RedisConnection::Single(manager.clone())),
             Kind::Cluster(cluster) => {
-                let connection = cluster
-                    .connection
-                    .get_or_try_init(|| cluster.client.get_async_connection())
-                    .await?;
-                Ok(RedisConnection::Cluster(connection.clone()))
+                let mut connection = cluster.connection.clone();
+                let connected = tokio::time::timeout(CONNECT, connection.wait_for(Option::is_some));
+                let connected = connected.await.ok().and_then(Result::ok);
+                match connected.and_then(|found| found.clone()) {
+                    Some(connection) => Ok(RedisConnection::Cluster(connection)),
+                    None => Err(RedisError::from((
+                        ::redis::ErrorKind::Io,
+                        "no node of the Redis cluster has answered yet",
+                    ))),
+                }
             }
         }
     }
