@@ -77,7 +77,9 @@ fn init_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // A log that nobody reads any more is no reason to die.
+        .log_internal_errors(false);
     match format {
         LogFormat::Json => subscriber.json().init(),
         LogFormat::Pretty => subscriber.init(),
