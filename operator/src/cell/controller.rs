@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use titan_crds::Cell;
 use titan_planner::object::{CELL_LABEL, MANAGED_BY, MANAGER};
 
+use crate::cell::error::limited;
 use crate::cell::{ReconcileError, reconcile};
 use crate::context::Context;
 
@@ -68,7 +69,7 @@ pub async fn run(
 async fn timed(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let name = cell.name_any();
     let began = Instant::now();
-    let result = reconcile(cell, context.clone()).await;
+    let result = limited(reconcile(cell, context.clone())).await;
     let outcome = if result.is_ok() { "ok" } else { "error" };
     context
         .metrics

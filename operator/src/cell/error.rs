@@ -1,5 +1,7 @@
 //! Why a reconcile of a cell did not get to its end.
 
+use std::time::Duration;
+
 use crate::cluster::ApplyError;
 use crate::ledger::Interrupted;
 use crate::stores::StoreError;
@@ -19,9 +21,28 @@ pub enum ReconcileError {
     /// The Cell is not one that the apiserver could have sent.
     #[error("the Cell has no {0}")]
     Malformed(&'static str),
+    /// It took too long and was given up, which is as safe as a crash at that point.
+    #[error("not over after {} s; a server took the request and does not answer", LIMIT.as_secs())]
+    TimedOut,
     /// The ledger ended the reconcile.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+}
+
+/// No reconcile takes longer: one request that is never answered must not keep a cell or a fleet from ever being looked
+/// at again.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Gives a reconcile up that takes too long.
+///
+/// # Errors
+/// Those of the reconcile, and [`ReconcileError::TimedOut`].
+pub(crate) async fn limited<T>(
+    reconcile: impl Future<Output = Result<T, ReconcileError>>,
+) -> Result<T, ReconcileError> {
+    tokio::time::timeout(LIMIT, reconcile)
+        .await
+        .unwrap_or(Err(ReconcileError::TimedOut))
 }
 
 impl ReconcileError {
@@ -35,6 +56,7 @@ impl ReconcileError {
             }
             ReconcileError::Store(error) => error.category(),
             ReconcileError::Malformed(_) => "malformed",
+            ReconcileError::TimedOut => "timeout",
             ReconcileError::Interrupted(_) | ReconcileError::Apply(ApplyError::Interrupted(_)) => {
                 "interrupted"
             }

@@ -12,7 +12,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use titan_crds::CellFleet;
 
-use crate::cell::ReconcileError;
+use crate::cell::{ReconcileError, limited};
 use crate::context::Context;
 use crate::fleet::reconcile;
 
@@ -58,7 +58,7 @@ async fn timed(fleet: Arc<CellFleet>, context: Arc<Context>) -> Result<Action, R
         return Ok(Action::await_change());
     }
     let began = Instant::now();
-    let result = reconcile(fleet, context.clone()).await;
+    let result = limited(reconcile(fleet, context.clone())).await;
     let outcome = if result.is_ok() { "ok" } else { "error" };
     context
         .metrics
