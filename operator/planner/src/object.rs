@@ -14,6 +14,8 @@ pub const MANAGER: &str = "titan-operator";
 pub const DESIRED_HASH: &str = "titan.dev/desired-hash";
 /// The annotation of objects with [`Object::holds_data`], so that it is known of an object that no plan names any more.
 pub const HOLDS_DATA: &str = "titan.dev/holds-data";
+/// The annotation of a migration Job that says for which database it is: another database needs it again.
+pub const DATABASE_ID: &str = "titan.dev/database-id";
 /// The label that says which program manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The label that says which cell an object belongs to.
@@ -174,6 +176,17 @@ impl Object {
             hash,
             body: canonical(body),
         })
+    }
+
+    /// The same with an annotation that became known after planning; the hash does not cover it.
+    #[must_use]
+    pub fn annotated(&self, annotation: &str, value: &str) -> Self {
+        let mut body = self.body.clone();
+        annotate(&mut body, annotation, value);
+        Object {
+            body: canonical(body),
+            ..self.clone()
+        }
     }
 }
 

@@ -6,12 +6,12 @@ use titan_planner::cell::{Credentials, RedisPlan, ValidatedCell};
 use crate::ledger::Ledger;
 use crate::stores::{StoreError, redis};
 
-/// Brings the cell's Redis to where it should be.
+/// Brings the cell's Redis to where it should be. Returns what is amiss while it serves, in phrases for people.
 pub(super) async fn ensure(
     cell: &ValidatedCell,
     credentials: &Credentials,
     ledger: &dyn Ledger,
-) -> Result<(), StoreError> {
+) -> Result<Vec<String>, StoreError> {
     let server = &credentials.redis;
     let topology = match &cell.redis {
         RedisPlan::Managed { topology, .. } => *topology,
@@ -20,7 +20,8 @@ pub(super) async fn ensure(
     match topology {
         RedisTopology::Single => {
             let address = format!("{}:{}", server.host, server.port);
-            redis::ensure_single(&address, &server.password).await
+            redis::ensure_single(&address, &server.password).await?;
+            Ok(Vec::new())
         }
         RedisTopology::Cluster => {
             let nodes: Vec<(String, String)> = (0..topology.count())
@@ -30,9 +31,8 @@ pub(super) async fn ensure(
                     (name, address)
                 })
                 .collect();
-            redis::ensure_cluster(&nodes, &server.password, ledger)
-                .await
-                .map(|_| ())
+            let report = redis::ensure_cluster(&nodes, &server.password, ledger).await?;
+            Ok(report.waiting)
         }
     }
 }

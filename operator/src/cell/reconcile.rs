@@ -24,14 +24,12 @@ use crate::cell::cache;
 use crate::cell::credentials::gather;
 use crate::cell::dereference::{as_ref, dereference};
 use crate::cell::error::ReconcileError;
-use crate::cell::failover;
 use crate::cell::finalize::{FINALIZER, finalize};
+use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
+use crate::cell::postgres::tend;
 use crate::cell::report::report;
-use crate::cell::services::{
-    Diagnoses, Migration, diagnose_pods, migrations, migrations_step, rollup, services_step,
-    step_of,
-};
+use crate::cell::services::{Diagnoses, diagnose_pods, rollup, services_step, step_of};
 use crate::cluster::{ApplyError, LiveObjects, ObjectClient, Scope, apply_stage, prune};
 use crate::context::{Context, jitter};
 use crate::ledger::{System, Write};
@@ -232,6 +230,14 @@ struct Pass<'a> {
     context: &'a Context,
 }
 
+/// Databases that are as they should be.
+struct Databases {
+    /// Which PostgreSQL database it is.
+    id: String,
+    /// What there is, in words.
+    message: String,
+}
+
 impl Pass<'_> {
     async fn run(&self, row: &Assignment, progress: &mut Progress) -> Result<(), ReconcileError> {
         self.apply(|stage| *stage == Stage::Foundation).await?;
@@ -245,15 +251,17 @@ impl Pass<'_> {
 
         let (databases, topics) = tokio::join!(self.databases(), self.topics());
         progress.steps.topics = topics?;
-        progress.steps.databases = databases?;
-        progress.services = Some(rollup(self.valid, self.live, &Diagnoses::new()));
-        if !progress.steps.databases.is_done() {
-            return Ok(());
-        }
+        let database = match databases? {
+            Ok(database) => database,
+            Err(step) => {
+                progress.steps.databases = step;
+                progress.services = Some(rollup(self.valid, self.live, &Diagnoses::new()));
+                return Ok(());
+            }
+        };
+        progress.steps.databases = Step::Done(database.message);
 
-        self.apply(|stage| matches!(stage, Stage::Migration(_)))
-            .await?;
-        let jobs = migrations(self.live, &self.desired.objects);
+        let jobs = migrate(self.scope(), &self.desired.objects, &database.id).await?;
         self.apply(|stage| match stage {
             Stage::Service(service) => jobs
                 .get(service)
@@ -333,8 +341,11 @@ impl Pass<'_> {
         }
     }
 
-    async fn databases(&self) -> Result<Step, ReconcileError> {
-        failover::hasten(self.valid, self.live, self.context).await?;
+    /// Brings the databases to where they should be; the inner error says how far they are.
+    async fn databases(&self) -> Result<Result<Databases, Step>, ReconcileError> {
+        if let Some(step) = tend(self.valid, self.live, self.context).await? {
+            return Ok(Err(step));
+        }
         for store in self.managed_stores() {
             let ready = self
                 .live
@@ -342,7 +353,7 @@ impl Pass<'_> {
                 .map_or(0, |set| set.number("/status/readyReplicas"));
             if ready == 0 {
                 let diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
-                return Ok(diagnoses.get(store).map_or_else(
+                return Ok(Err(diagnoses.get(store).map_or_else(
                     || {
                         Step::waiting(
                             "DatabasesStarting",
@@ -350,7 +361,7 @@ impl Pass<'_> {
                         )
                     },
                     step_of,
-                ));
+                )));
             }
         }
         let ledger = self.context.ledger.as_ref();
@@ -365,16 +376,19 @@ impl Pass<'_> {
             ),
             cache::ensure(self.valid, self.credentials, ledger),
         );
-        if let Err(error) = sql {
-            return store_step(error);
-        }
-        if let Err(error) = cache {
-            return store_step(error);
-        }
-        Ok(Step::Done(format!(
-            "PostgreSQL has {} schemas, Redis answers",
-            self.valid.schemas.len()
-        )))
+        let (sql, cache) = match (sql, cache) {
+            (Ok(sql), Ok(cache)) => (sql, cache),
+            (Err(error), _) | (_, Err(error)) => return store_step(error).map(Err),
+        };
+        let cache = if cache.is_empty() {
+            "answers".to_owned()
+        } else {
+            format!("serves, and {}", cache.join("; "))
+        };
+        Ok(Ok(Databases {
+            id: sql.id,
+            message: format!("PostgreSQL has {} schemas, Redis {cache}", sql.schemas),
+        }))
     }
 
     fn managed_stores(&self) -> impl Iterator<Item = &'static str> {

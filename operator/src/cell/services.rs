@@ -1,4 +1,4 @@
-//! How far the services and migrations of a cell are, read from what is in its namespace.
+//! How far the services of a cell are, read from what is in its namespace.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use titan_crds::ServiceStatus;
 use titan_planner::cell::ValidatedCell;
 use titan_planner::diagnosis::{Diagnosis, diagnose};
-use titan_planner::object::{CELL_LABEL, Kind, Object, Stage};
+use titan_planner::object::{CELL_LABEL, Kind};
 use titan_planner::status::Step;
 
 use crate::cluster::{LiveObject, LiveObjects};
@@ -33,83 +33,6 @@ pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagn
             Some((name.to_owned(), diagnose(pod)?))
         })
         .collect())
-}
-
-/// The state of a migration Job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Migration {
-    Done,
-    Running,
-    Failed,
-}
-
-pub(super) fn migration(live: &LiveObjects, job: &str) -> Migration {
-    let Some(job) = live.get(Kind::Job, job) else {
-        return Migration::Running;
-    };
-    let has = |name: &str| {
-        job.body
-            .pointer("/status/conditions")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .any(|condition| condition["type"] == name && condition["status"] == "True")
-    };
-    if has("Complete") {
-        Migration::Done
-    } else if has("Failed") {
-        Migration::Failed
-    } else {
-        Migration::Running
-    }
-}
-
-/// The Jobs of the plan and how far they are, by service.
-pub(super) fn migrations(
-    live: &LiveObjects,
-    objects: &[Object],
-) -> BTreeMap<String, (String, Migration)> {
-    objects
-        .iter()
-        .filter_map(|object| match &object.stage {
-            Stage::Migration(service) if object.kind == Kind::Job => Some((
-                service.clone(),
-                (object.name.clone(), migration(live, &object.name)),
-            )),
-            _ => None,
-        })
-        .collect()
-}
-
-/// What the migrations come to.
-pub(super) fn migrations_step(
-    cell: &str,
-    migrations: &BTreeMap<String, (String, Migration)>,
-    diagnoses: &Diagnoses,
-) -> Step {
-    let failed = migrations
-        .iter()
-        .find(|(_, (_, state))| *state == Migration::Failed);
-    if let Some((service, (job, _))) = failed {
-        return Step::failed(
-            "MigrationFailed",
-            format!(
-                "the schema migration of {service} failed: kubectl logs -n {cell} job/{job}; the old release keeps running. Fix the migration and roll it out as a new release"
-            ),
-        );
-    }
-    let running: Vec<&str> = migrations
-        .iter()
-        .filter(|(_, (_, state))| *state == Migration::Running)
-        .map(|(service, _)| service.as_str())
-        .collect();
-    if running.is_empty() {
-        return Step::Done(format!("{} schemas are at the release", migrations.len()));
-    }
-    if let Some(diagnosis) = running.iter().find_map(|service| diagnoses.get(*service)) {
-        return step_of(diagnosis);
-    }
-    Step::waiting("Migrating", format!("migrating {}", running.join(", ")))
 }
 
 /// The status of each service, in the plan's order.

@@ -193,14 +193,19 @@ pub async fn prune(
     });
     let mut deleted = 0;
     for live in superfluous {
-        scope
-            .client
-            .delete(live)
-            .await
-            .map_err(|error| ApplyError::new(live.kind, &live.name, error))?;
+        remove(scope, live).await?;
         deleted += 1;
     }
     Ok(deleted)
+}
+
+/// Deletes one object, unless it changed since it was read.
+///
+/// # Errors
+/// When it could not be deleted.
+pub async fn remove(scope: Scope<'_>, live: &LiveObject) -> Result<(), ApplyError> {
+    let deleted = scope.client.delete(live).await;
+    deleted.map_err(|error| ApplyError::new(live.kind, &live.name, error))
 }
 
 /// Whether data, or the only way to it, would go with the object. A service's own credentials are not that: they are

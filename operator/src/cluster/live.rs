@@ -50,10 +50,16 @@ impl LiveObject {
     /// The hash of the plan that it was last written from.
     #[must_use]
     pub fn desired_hash(&self) -> Option<&str> {
+        self.annotation(DESIRED_HASH)
+    }
+
+    /// An annotation.
+    #[must_use]
+    pub fn annotation(&self, name: &str) -> Option<&str> {
         self.body
             .get("metadata")?
             .get("annotations")?
-            .get(DESIRED_HASH)?
+            .get(name)?
             .as_str()
     }
 

@@ -7,6 +7,6 @@ mod apply;
 mod client;
 mod live;
 
-pub use apply::{Applied, ApplyError, Scope, apply_stage, prune};
+pub use apply::{Applied, ApplyError, Scope, apply_stage, prune, remove};
 pub use client::{ClientError, ObjectClient, is_conflict, is_forbidden, is_not_found};
 pub use live::{LiveObject, LiveObjects};

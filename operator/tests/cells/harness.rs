@@ -21,6 +21,7 @@ use titan_operator::ledger::Ledger;
 use titan_operator::metrics::Metrics;
 use titan_operator::tables::Tables;
 use titan_operator::{cell, fleet};
+use titan_planner::cell::ServerCredentials;
 use titan_planner::object::Kind;
 use titan_routing::server::{RegistryOptions, RegistryService};
 use titan_testbed::{Apiserver, Kafka, Postgres, Redis};
@@ -116,6 +117,18 @@ impl World {
         world.create::<CellFleet>(world.fleet()).await;
         world.create::<ServiceProfile>(world.profile()).await;
         world
+    }
+
+    /// The PostgreSQL that holds the databases of the test's cells.
+    pub fn postgres(&self) -> ServerCredentials {
+        let server = servers().postgres.maintenance();
+        ServerCredentials {
+            host: "127.0.0.1".to_owned(),
+            port: server.port,
+            username: server.user.clone(),
+            password: server.password.clone(),
+            sslmode: "disable".to_owned(),
+        }
     }
 
     async fn secret(&self, suffix: &str, data: &Value) {

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use kube::ResourceExt;
+use kube::api::DynamicObject;
 use serde_json::json;
 use titan_crds::{AssignmentState, Cell, CellFleet};
+use titan_operator::stores::postgres::{drop_database, ownership};
 use titan_planner::object::Kind;
 
 use crate::book::Book;
@@ -235,6 +238,50 @@ async fn a_paused_cell_is_not_written_to() {
     world.settle(&book).await.unwrap();
     let status = world.get_cell(1).await.unwrap().status.unwrap();
     assert_eq!(status.release.as_deref(), Some("2.0.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_lost_is_migrated_again() {
+    let world = World::new("loses").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let namespace = world.cell_name(1);
+    let before = world.objects(&namespace, Kind::Job).await;
+    let database = namespace.replace('-', "_");
+    drop_database(&world.postgres(), &database, &Book::new())
+        .await
+        .unwrap();
+
+    let again = Arc::new(Book::new());
+    world.settle(&again).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(
+        condition(&cell, "Ready").starts_with("True/"),
+        "{}",
+        condition(&cell, "Ready")
+    );
+    let after = world.objects(&namespace, Kind::Job).await;
+    assert_eq!(before.len(), 2);
+    let names = |jobs: &[DynamicObject]| -> Vec<String> {
+        jobs.iter().map(ResourceExt::name_any).collect()
+    };
+    assert_eq!(names(&after), names(&before));
+    for (old, new) in before.iter().zip(&after) {
+        assert_ne!(old.uid(), new.uid(), "{} is another Job", new.name_any());
+        let count = |verb: &str| {
+            let write = format!("{verb} Job {namespace}/{}", new.name_any());
+            let writes = again.writes();
+            writes.iter().filter(|line| line.contains(&write)).count()
+        };
+        assert_eq!((count("delete"), count("create")), (1, 1), "once only");
+    }
+    let rows = ownership(&world.postgres(), &database).await.unwrap();
+    assert_eq!(rows.len(), 1, "the range may be written again: {rows:?}");
+
+    let quiet = Arc::new(Book::new());
+    world.round(&world.view().await, &quiet).await.unwrap();
+    assert_eq!(quiet.writes(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ mod session;
 use std::collections::BTreeMap;
 
 use titan_planner::cell::{ServerCredentials, ServiceSchema};
+use uuid::Uuid;
 
 pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
 
@@ -28,6 +29,9 @@ use crate::stores::{Result, StoreError};
 /// What was found and done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatabaseReport {
+    /// Which database this is. One that was made after another of the same name was lost has another id; a restored
+    /// one has that of its backup.
+    pub id: String,
     /// Schemas that are as they should be.
     pub schemas: usize,
     /// Roles that were shut out, of services that are gone. Their schemas stay.
@@ -103,7 +107,8 @@ async fn settle(
             detail: "a standby answered, there is no leader now".to_owned(),
         });
     }
-    for step in plan::database(database, &state) {
+    report.id = plan::identity(&state).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
+    for step in plan::database(database, &state, &report.id) {
         session.write(step, ledger).await?;
         report.writes += 1;
     }

@@ -31,8 +31,8 @@ pub(super) fn create_database(database: &str) -> Step {
     }
 }
 
-/// What schema `titan` and the rights of PUBLIC lack.
-pub(super) fn database(database: &str, state: &DatabaseState) -> Vec<Step> {
+/// What schema `titan` and the rights of PUBLIC lack. `id` is what the database is, or shall be, known by.
+pub(super) fn database(database: &str, state: &DatabaseState, id: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut revokes = Vec::new();
     if state.public_on_database {
@@ -52,7 +52,7 @@ pub(super) fn database(database: &str, state: &DatabaseState) -> Vec<Step> {
             sql: revokes.join(";\n"),
         });
     }
-    let mark = bootstrap_mark();
+    let mark = bootstrap_mark(id);
     if state.titan.as_deref() != Some(mark.as_str()) || !state.titan_intact {
         let reset = if state.titan.is_some() {
             // The file speaks of rights from where a fresh schema starts.
@@ -76,9 +76,21 @@ pub(super) fn database(database: &str, state: &DatabaseState) -> Vec<Step> {
     steps
 }
 
-/// The comment on schema `titan` that says which version of its SQL was run.
-fn bootstrap_mark() -> String {
-    format!("titan.dev sql={}", scram::digest(BOOTSTRAP.as_bytes()))
+/// The comment on schema `titan`: which database this is, and which version of the schema's SQL was run.
+fn bootstrap_mark(id: &str) -> String {
+    format!(
+        "titan.dev id={id} sql={}",
+        scram::digest(BOOTSTRAP.as_bytes())
+    )
+}
+
+/// Which database this is, by the comment on schema `titan`.
+pub(super) fn identity(state: &DatabaseState) -> Option<&str> {
+    let words = state.titan.as_deref()?.strip_prefix("titan.dev ")?;
+    words
+        .split(' ')
+        .find_map(|word| word.strip_prefix("id="))
+        .filter(|id| !id.is_empty())
 }
 
 /// What the role and schema of one service lack: at most one step, so that a crash leaves nothing half made.

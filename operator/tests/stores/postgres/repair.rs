@@ -8,7 +8,8 @@ use titan_planner::cell::ServerCredentials;
 use super::{SERVICES, connect, login, passwords, run, schemas, server};
 use crate::book::Book;
 
-/// Everything that `ensure` is responsible for, as text. Salts differ from run to run and are left out.
+/// Everything that `ensure` is responsible for, as text. Salts and the database's
+/// id differ from run to run and are left out.
 async fn snapshot(server: &ServerCredentials, database: &str) -> Vec<String> {
     let mut connection = connect(server, database).await.unwrap();
     let sql = "
@@ -28,7 +29,7 @@ UNION ALL SELECT 'database ' || coalesce(x.acl, '') FROM pg_database d,
 UNION ALL SELECT 'schema ' || nspname || ' ' || nspowner::regrole || ' '
        || coalesce((SELECT string_agg(a::text, ' ' ORDER BY a::text)
                       FROM unnest(coalesce(nspacl, acldefault('n', nspowner))) a), '')
-       || ' ' || coalesce(obj_description(oid, 'pg_namespace'), '')
+       || ' ' || coalesce(regexp_replace(obj_description(oid, 'pg_namespace'), 'id=[^ ]+', 'id'), '')
   FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
 UNION ALL SELECT 'function ' || oid::regprocedure || ' '
        || (SELECT string_agg(a::text, ' ' ORDER BY a::text) FROM unnest(coalesce(proacl, acldefault('f', proowner))) a)
@@ -118,7 +119,7 @@ async fn what_was_changed_by_hand_is_put_right() {
         "GRANT USAGE ON SCHEMA \"order\" TO PUBLIC",
         "GRANT CREATE ON SCHEMA public TO PUBLIC",
         "COMMENT ON SCHEMA titan IS NULL",
-        "COMMENT ON SCHEMA titan IS 'titan.dev sql=older'",
+        "COMMENT ON SCHEMA titan IS 'titan.dev id=older sql=older'",
         "DROP FUNCTION titan.fence",
         "DROP TABLE titan.ownership",
         "DROP SCHEMA titan CASCADE",

@@ -1,0 +1,35 @@
+//! What the operator does for the PostgreSQL that Patroni runs in a cell: what Patroni, which sees its own pods only,
+//! cannot know or must not decide.
+//!
+//! Patroni keeps the memory of its cluster in annotations of ConfigMaps and pods of the namespace. All that is done here
+//! is done to those, never to PostgreSQL, and only if they have not changed since they were read.
+
+mod failover;
+mod loss;
+mod settings;
+mod view;
+
+pub use failover::{Decision, decide, hasten_failover};
+pub use loss::{forget_lost_data, is_lost};
+pub use settings::reconfigure;
+pub use view::{LockView, MemberView, PodState};
+
+use crate::ledger::System;
+use crate::stores::StoreError;
+
+fn classify(namespace: &str, name: &str, error: &kube::Error) -> StoreError {
+    let (system, address) = (System::Kubernetes, "the apiserver".to_owned());
+    match error {
+        kube::Error::Api(answer) => StoreError::Refused {
+            system,
+            address,
+            doing: format!("read or change ConfigMap {namespace}/{name}"),
+            detail: answer.message.clone(),
+        },
+        error => StoreError::Unreachable {
+            system,
+            address,
+            detail: error.to_string(),
+        },
+    }
+}
