@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use kube::Client;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
 
+use crate::attempt::Failures;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::stores::kafka::KafkaAdmin;
@@ -63,40 +63,4 @@ impl KafkaAdmins {
         clients.insert(bootstrap.to_owned(), client.clone());
         Ok(client)
     }
-}
-
-/// Failures in a row, by object, for the time until the next try.
-#[derive(Default)]
-pub struct Failures {
-    by_object: Mutex<HashMap<String, u32>>,
-}
-
-impl Failures {
-    /// Notes a failure and returns how long to wait: from half a second doubling to a minute, give or take a quarter,
-    /// so that a hundred cells that failed together do not come back together.
-    pub fn next_delay(&self, object: &str) -> Duration {
-        let mut failures = self
-            .by_object
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(object.to_owned()).or_insert(0);
-        let exponent = (*count).min(7);
-        *count = count.saturating_add(1);
-        let base = Duration::from_millis(500 << exponent).min(Duration::from_mins(1));
-        jitter(base)
-    }
-
-    /// Forgets an object's failures.
-    pub fn clear(&self, object: &str) {
-        self.by_object
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(object);
-    }
-}
-
-/// A duration give or take a quarter.
-#[must_use]
-pub fn jitter(base: Duration) -> Duration {
-    base.mul_f64(0.75 + 0.5 * rand::random::<f64>())
 }

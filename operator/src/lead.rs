@@ -11,15 +11,17 @@ use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use titan_crds::{Cell, CellFleet, ServiceProfile};
+use titan_planner::cell::key_range;
 use titan_planner::fleet::claim;
 use titan_planner::object::MANAGER;
-use titan_routing::{Key, KeyRange, RoutingTable};
+use titan_routing::RoutingTable;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{Context, Failures, KafkaAdmins};
+use crate::attempt::Failures;
+use crate::context::{Context, KafkaAdmins};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::operate::Settings;
@@ -219,12 +221,7 @@ async fn follow_tables(
 /// Whether a change of the table changes anything for a Cell: its own row came, went or changed, or a range that it was
 /// refused has become free.
 fn concerns(cell: &Cell, before: &RoutingTable, after: &RoutingTable) -> bool {
-    let key = |value: i64| Key::new(value.cast_unsigned()).ok();
-    let range = &cell.spec.user_range;
-    let (Some(first), Some(last)) = (key(range.first), key(range.last)) else {
-        return false;
-    };
-    let Ok(range) = KeyRange::new(first, last) else {
+    let Ok(range) = key_range(cell.spec.user_range) else {
         return false;
     };
     let name = cell.name_any();

@@ -2,6 +2,7 @@
 //!
 //! Planning is in `titan-planner` and pure; this crate is the I/O around it.
 
+pub mod attempt;
 pub mod cell;
 pub mod cluster;
 pub mod context;

@@ -8,6 +8,7 @@
 //! - [`status`]: what a Cell's status says of the steps that were taken.
 
 pub mod cell;
+pub mod condition;
 pub mod diagnosis;
 pub mod fleet;
 pub mod object;

@@ -8,6 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use titan_crds::{CellStatus, ConditionType, ServiceStatus, UserRange};
 use titan_routing::Assignment;
 
+use crate::condition::{Conditions, is_true};
+
 /// How far one step of a reconcile got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -155,7 +157,7 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
         services,
     } = input;
     let before: &[Condition] = previous.map_or(&[], |status| status.conditions.as_slice());
-    let writer = Writer {
+    let writer = Conditions {
         before,
         generation,
         now,
@@ -194,19 +196,36 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
     }
 }
 
-/// Whether conditions say that the cell was brought up at their generation: it is Ready, or impaired since.
-fn served(conditions: &[Condition]) -> bool {
-    let has = |name: ConditionType| {
-        conditions
-            .iter()
-            .any(|condition| condition.type_ == name.as_str() && condition.status == "True")
+/// The status of a cell that is being deleted and waits for `step`.
+#[must_use]
+pub fn deletion_status(
+    previous: Option<&CellStatus>,
+    generation: i64,
+    now: Time,
+    step: &Step,
+) -> CellStatus {
+    let previous = previous.cloned().unwrap_or_default();
+    let writer = Conditions {
+        before: &previous.conditions,
+        generation,
+        now,
     };
+    CellStatus {
+        observed_generation: generation,
+        conditions: open_conditions(&writer, step, false),
+        ..previous
+    }
+}
+
+/// Whether conditions say that the cell was brought up at their generation: it is Ready, or impaired since.
+#[must_use]
+pub fn served(conditions: &[Condition]) -> bool {
     let ready = conditions
         .iter()
         .find(|condition| condition.type_ == ConditionType::Ready.as_str());
     ready.is_some_and(|ready| ready.status == "True" || ready.status == "False")
-        && !has(ConditionType::Stalled)
-        && !has(ConditionType::Reconciling)
+        && !is_true(conditions, ConditionType::Stalled)
+        && !is_true(conditions, ConditionType::Reconciling)
 }
 
 fn common_release(services: &[ServiceStatus]) -> Option<String> {
@@ -217,39 +236,8 @@ fn common_release(services: &[ServiceStatus]) -> Option<String> {
         .then(|| first.release.clone())
 }
 
-struct Writer<'a> {
-    before: &'a [Condition],
-    generation: i64,
-    now: Time,
-}
-
-impl Writer<'_> {
-    /// A condition whose transition time moves only when its status does.
-    fn condition(
-        &self,
-        name: ConditionType,
-        status: &str,
-        reason: &str,
-        message: &str,
-    ) -> Condition {
-        let since = self
-            .before
-            .iter()
-            .find(|old| old.type_ == name.as_str() && old.status == status)
-            .map_or_else(|| self.now.clone(), |old| old.last_transition_time.clone());
-        Condition {
-            type_: name.as_str().to_owned(),
-            status: status.to_owned(),
-            reason: reason.to_owned(),
-            message: message.to_owned(),
-            last_transition_time: since,
-            observed_generation: Some(self.generation),
-        }
-    }
-}
-
 /// A paused cell says what it was when it was paused, and that it is paused.
-fn paused_conditions(writer: &Writer<'_>) -> Vec<Condition> {
+fn paused_conditions(writer: &Conditions<'_>) -> Vec<Condition> {
     let mut conditions: Vec<Condition> = writer
         .before
         .iter()
@@ -288,42 +276,16 @@ fn paused_conditions(writer: &Writer<'_>) -> Vec<Condition> {
     conditions
 }
 
-fn conditions(writer: &Writer<'_>, steps: &Steps, was_serving: bool) -> Vec<Condition> {
-    let mut conditions = Vec::with_capacity(8);
-    match steps.decisive() {
-        None => conditions.push(writer.condition(
+fn conditions(writer: &Conditions<'_>, steps: &Steps, was_serving: bool) -> Vec<Condition> {
+    let mut conditions = match steps.decisive() {
+        None => vec![writer.condition(
             ConditionType::Ready,
             "True",
             "Serving",
             "every service has its pods and the range is routed to this cell",
-        )),
-        Some(Step::Failed { reason, message }) => {
-            conditions.push(writer.condition(ConditionType::Ready, "False", reason, message));
-            conditions.push(writer.condition(ConditionType::Stalled, "True", reason, message));
-        }
-        Some(Step::Waiting { reason, message }) if was_serving => {
-            conditions.push(writer.condition(ConditionType::Ready, "False", reason, message));
-        }
-        Some(Step::Waiting { reason, message }) => {
-            conditions.push(writer.condition(ConditionType::Ready, "Unknown", reason, message));
-            conditions.push(writer.condition(ConditionType::Reconciling, "True", reason, message));
-        }
-        Some(Step::NotReached | Step::Done(_)) => {
-            let message = "the operator has not got to this cell yet";
-            conditions.push(writer.condition(
-                ConditionType::Ready,
-                "Unknown",
-                "NotReconciled",
-                message,
-            ));
-            conditions.push(writer.condition(
-                ConditionType::Reconciling,
-                "True",
-                "NotReconciled",
-                message,
-            ));
-        }
-    }
+        )],
+        Some(step) => open_conditions(writer, step, was_serving),
+    };
     for (name, step) in steps.in_order() {
         let Some(name) = name else { continue };
         conditions.push(match step {
@@ -336,5 +298,30 @@ fn conditions(writer: &Writer<'_>, steps: &Steps, was_serving: bool) -> Vec<Cond
             }
         });
     }
+    conditions
+}
+
+/// What `Ready` and its companions say while a step is not done.
+fn open_conditions(writer: &Conditions<'_>, step: &Step, was_serving: bool) -> Vec<Condition> {
+    let (ready, companion, reason, message) = match step {
+        Step::Failed { reason, message } => {
+            ("False", Some(ConditionType::Stalled), &**reason, &**message)
+        }
+        Step::Waiting { reason, message } if was_serving => ("False", None, &**reason, &**message),
+        Step::Waiting { reason, message } => (
+            "Unknown",
+            Some(ConditionType::Reconciling),
+            &**reason,
+            &**message,
+        ),
+        Step::NotReached | Step::Done(_) => (
+            "Unknown",
+            Some(ConditionType::Reconciling),
+            "NotReconciled",
+            "the operator has not got to this cell yet",
+        ),
+    };
+    let mut conditions = vec![writer.condition(ConditionType::Ready, ready, reason, message)];
+    conditions.extend(companion.map(|name| writer.condition(name, "True", reason, message)));
     conditions
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -22,7 +22,6 @@ use serde::de::DeserializeOwned;
 use titan_crds::Cell;
 use titan_planner::object::{CELL_LABEL, MANAGED_BY, MANAGER};
 
-use crate::cell::error::limited;
 use crate::cell::{ReconcileError, reconcile};
 use crate::context::Context;
 
@@ -32,6 +31,9 @@ const CONCURRENCY: u16 = 16;
 const DEBOUNCE: Duration = Duration::from_millis(250);
 /// How many objects a watch's first LIST asks for at a time.
 const PAGE: u32 = 500;
+
+/// The name in metrics and logs.
+const CONTROLLER: &str = "cell";
 
 /// What makes Cells be looked at, besides their own objects.
 pub struct Triggers {
@@ -57,7 +59,7 @@ pub async fn run(
         .reconcile_on(references)
         .reconcile_on(owned_objects(&context.client))
         .graceful_shutdown_on(shutdown)
-        .run(timed, on_error, context)
+        .run(attempt, retry, context)
         .for_each(|result| async move {
             if let Err(error) = result {
                 tracing::debug!(%error, "cell controller");
@@ -66,36 +68,18 @@ pub async fn run(
         .await;
 }
 
-async fn timed(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+async fn attempt(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let name = cell.name_any();
-    let began = Instant::now();
-    let result = limited(reconcile(cell, context.clone())).await;
-    let outcome = if result.is_ok() { "ok" } else { "error" };
-    context
-        .metrics
-        .reconcile_seconds
-        .with_label_values(&["cell", outcome])
-        .observe(began.elapsed().as_secs_f64());
-    if result.is_ok() {
-        context.failures.clear(&name);
-    }
-    result
+    let reconcile = reconcile(cell, context.clone());
+    context.attempt(CONTROLLER, &name, reconcile).await
 }
 
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the controller passes these by value"
 )]
-fn on_error(cell: Arc<Cell>, error: &ReconcileError, context: Arc<Context>) -> Action {
-    let name = cell.name_any();
-    let delay = context.failures.next_delay(&name);
-    context
-        .metrics
-        .failures
-        .with_label_values(&["cell", error.category()])
-        .inc();
-    tracing::warn!(cell = name, %error, retry_in = ?delay, "reconcile failed");
-    Action::requeue(delay)
+fn retry(cell: Arc<Cell>, error: &ReconcileError, context: Arc<Context>) -> Action {
+    context.retry(CONTROLLER, &cell.name_any(), error)
 }
 
 /// Every change of an object that the operator made, as the Cell that it belongs to. Only metadata is watched: what is in

@@ -1,7 +1,6 @@
 //! Why a reconcile of a cell did not get to its end.
 
-use std::time::Duration;
-
+use crate::attempt::LIMIT;
 use crate::cluster::ApplyError;
 use crate::ledger::Interrupted;
 use crate::stores::StoreError;
@@ -27,22 +26,6 @@ pub enum ReconcileError {
     /// The ledger ended the reconcile.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-}
-
-/// No reconcile takes longer: one request that is never answered must not keep a cell or a fleet from ever being looked
-/// at again.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Gives a reconcile up that takes too long.
-///
-/// # Errors
-/// Those of the reconcile, and [`ReconcileError::TimedOut`].
-pub(crate) async fn limited<T>(
-    reconcile: impl Future<Output = Result<T, ReconcileError>>,
-) -> Result<T, ReconcileError> {
-    tokio::time::timeout(LIMIT, reconcile)
-        .await
-        .unwrap_or(Err(ReconcileError::TimedOut))
 }
 
 impl ReconcileError {

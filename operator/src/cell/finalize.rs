@@ -5,16 +5,17 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use titan_crds::{Cell, CellStatus, ConditionType, ReclaimPolicy};
+use titan_crds::{Cell, CellStatus, ReclaimPolicy};
 use titan_planner::Observed;
 use titan_planner::cell::{PostgresPlan, ValidatedCell, validate};
 use titan_planner::object::Kind;
+use titan_planner::status::{Step, deletion_status};
 
 use crate::cell::ReconcileError;
 use crate::cell::credentials::gather;
@@ -32,23 +33,6 @@ const ABANDON_TOPICS: &str = "titan.dev/abandon-topics";
 
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// Why a deletion is not over yet.
-struct Holdup {
-    reason: &'static str,
-    message: String,
-    needs_person: bool,
-}
-
-impl Holdup {
-    fn wait(reason: &'static str, message: String) -> Self {
-        Holdup {
-            reason,
-            message,
-            needs_person: false,
-        }
-    }
-}
-
 /// Takes a cell apart as far as it goes now, and lets it go when nothing is left.
 ///
 /// # Errors
@@ -57,31 +41,30 @@ pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, R
     if !cell.finalizers().iter().any(|name| name == FINALIZER) {
         return Ok(Action::await_change());
     }
-    if let Some(holdup) = take_apart(cell, context).await? {
-        report::write(cell, context, status_of(cell, &holdup)?).await?;
+    if let Some(step) = take_apart(cell, context).await? {
+        report::write(cell, context, status_of(cell, &step)?).await?;
         return Ok(Action::requeue(AGAIN));
     }
     release(cell, context).await?;
-    context.failures.clear(&cell.name_any());
     Ok(Action::await_change())
 }
 
-async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Holdup>, ReconcileError> {
+async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, ReconcileError> {
     let name = cell.name_any();
     let routed = context
         .tables
         .latest(&cell.spec.fleet)
         .is_some_and(|table| table.cells_in_use().contains(name.as_str()));
     if routed {
-        return Ok(Some(Holdup::wait(
+        return Ok(Some(Step::waiting(
             "Unrouting",
             "waiting for the routing table to let the range go".to_owned(),
         )));
     }
     let referred = dereference(cell, context).await;
     let delete = cell.spec.reclaim_policy == ReclaimPolicy::Delete;
-    if delete && let Some(holdup) = delete_topics(cell, context, &referred).await? {
-        return Ok(Some(holdup));
+    if delete && let Some(step) = delete_topics(cell, context, &referred).await? {
+        return Ok(Some(step));
     }
 
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
@@ -96,13 +79,13 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Holdup>, Re
         return retain(&client, &name).await;
     }
     if namespace.is_deleting() {
-        return Ok(Some(Holdup::wait(
+        return Ok(Some(Step::waiting(
             "NamespaceTerminating",
             format!("waiting for namespace {name} to be gone"),
         )));
     }
-    if let Some(holdup) = drop_external_database(cell, context, &referred, &client).await? {
-        return Ok(Some(holdup));
+    if let Some(step) = drop_external_database(cell, context, &referred, &client).await? {
+        return Ok(Some(step));
     }
     client
         .delete(&namespace)
@@ -111,14 +94,14 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Holdup>, Re
             crate::cluster::ClientError::Kube(error) => ReconcileError::Kube(error),
             crate::cluster::ClientError::Interrupted(interrupted) => interrupted.into(),
         })?;
-    Ok(Some(Holdup::wait(
+    Ok(Some(Step::waiting(
         "NamespaceTerminating",
         format!("waiting for namespace {name} to be gone"),
     )))
 }
 
 /// Removes what serves and keeps what stores.
-async fn retain(client: &ObjectClient<'_>, name: &str) -> Result<Option<Holdup>, ReconcileError> {
+async fn retain(client: &ObjectClient<'_>, name: &str) -> Result<Option<Step>, ReconcileError> {
     let live = match LiveObjects::read(client).await {
         Ok(live) => live,
         // The operator's own RoleBinding went in an earlier pass: then all the rest had gone before.
@@ -138,7 +121,7 @@ async fn delete_topics(
     cell: &Cell,
     context: &Context,
     referred: &Dereferenced,
-) -> Result<Option<Holdup>, ReconcileError> {
+) -> Result<Option<Step>, ReconcileError> {
     let name = cell.name_any();
     if cell
         .annotations()
@@ -152,14 +135,13 @@ async fn delete_topics(
         return Ok(None);
     }
     let Observed::Known(fleet) = as_ref(&referred.fleet) else {
-        return Ok(Some(Holdup {
-            reason: "FleetNotFound",
-            message: format!(
+        return Ok(Some(Step::failed(
+            "FleetNotFound",
+            format!(
                 "fleet {} does not exist, so it is unknown which Kafka holds the topics titan.{name}.*; create the fleet again, or set the annotation {ABANDON_TOPICS}: \"true\" to leave them",
                 cell.spec.fleet
             ),
-            needs_person: true,
-        }));
+        )));
     };
     let gone = async {
         let kafka = context.kafka.get(&fleet.spec.kafka.bootstrap)?;
@@ -175,13 +157,12 @@ async fn delete_topics(
     match gone.await {
         Ok(()) => Ok(None),
         Err(crate::stores::StoreError::Interrupted(interrupted)) => Err(interrupted.into()),
-        Err(error) => Ok(Some(Holdup {
-            reason: "TopicsNotDeleted",
-            message: format!(
+        Err(error) => Ok(Some(Step::failed(
+            "TopicsNotDeleted",
+            format!(
                 "the topics titan.{name}.* could not be deleted: {error}. Mend Kafka, or set the annotation {ABANDON_TOPICS}: \"true\" to leave them"
             ),
-            needs_person: true,
-        })),
+        ))),
     }
 }
 
@@ -191,7 +172,7 @@ async fn drop_external_database(
     context: &Context,
     referred: &Dereferenced,
     client: &ObjectClient<'_>,
-) -> Result<Option<Holdup>, ReconcileError> {
+) -> Result<Option<Step>, ReconcileError> {
     let valid: ValidatedCell = match validate(
         cell,
         as_ref(&referred.profile),
@@ -223,54 +204,23 @@ async fn drop_external_database(
     match dropped {
         Ok(_) => Ok(None),
         Err(Err(interrupted)) => Err(interrupted.into()),
-        Err(Ok(problem)) => Ok(Some(Holdup {
-            reason: "DatabaseNotDropped",
-            message: format!(
+        Err(Ok(problem)) => Ok(Some(Step::failed(
+            "DatabaseNotDropped",
+            format!(
                 "database {} on the external server could not be dropped: {problem}. Mend the server, or set reclaimPolicy: Retain to leave the database",
                 valid.database()
             ),
-            needs_person: true,
-        })),
+        ))),
     }
 }
 
-fn status_of(cell: &Cell, holdup: &Holdup) -> Result<CellStatus, ReconcileError> {
+fn status_of(cell: &Cell, step: &Step) -> Result<CellStatus, ReconcileError> {
     let generation = cell
         .metadata
         .generation
         .ok_or(ReconcileError::Malformed("generation"))?;
-    let before = cell.status.clone().unwrap_or_default();
-    let condition = |name: ConditionType, status: &str| Condition {
-        type_: name.as_str().to_owned(),
-        status: status.to_owned(),
-        reason: holdup.reason.to_owned(),
-        message: holdup.message.clone(),
-        observed_generation: Some(generation),
-        last_transition_time: before
-            .conditions
-            .iter()
-            .find(|old| old.type_ == name.as_str() && old.status == status)
-            .map_or_else(
-                || Time(Timestamp::now()),
-                |old| old.last_transition_time.clone(),
-            ),
-    };
-    let conditions = if holdup.needs_person {
-        vec![
-            condition(ConditionType::Ready, "False"),
-            condition(ConditionType::Stalled, "True"),
-        ]
-    } else {
-        vec![
-            condition(ConditionType::Ready, "Unknown"),
-            condition(ConditionType::Reconciling, "True"),
-        ]
-    };
-    Ok(CellStatus {
-        observed_generation: generation,
-        conditions,
-        ..before
-    })
+    let now = Time(Timestamp::now());
+    Ok(deletion_status(cell.status.as_ref(), generation, now, step))
 }
 
 async fn release(cell: &Cell, context: &Context) -> Result<(), ReconcileError> {

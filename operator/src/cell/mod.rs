@@ -15,5 +15,4 @@ mod services;
 
 pub use controller::{Triggers, run};
 pub use error::ReconcileError;
-pub(crate) use error::limited;
 pub use reconcile::reconcile;

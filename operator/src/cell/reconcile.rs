@@ -20,6 +20,7 @@ use titan_planner::object::{Kind, Stage};
 use titan_planner::status::{Step, Steps};
 use titan_routing::{Assignment, AssignmentState};
 
+use crate::attempt::jitter;
 use crate::cell::cache;
 use crate::cell::credentials::gather;
 use crate::cell::dereference::{as_ref, dereference};
@@ -31,7 +32,7 @@ use crate::cell::postgres::tend;
 use crate::cell::report::report;
 use crate::cell::services::{Diagnoses, diagnose_pods, rollup, services_step, step_of};
 use crate::cluster::{ApplyError, LiveObjects, ObjectClient, Scope, apply_stage, prune};
-use crate::context::{Context, jitter};
+use crate::context::Context;
 use crate::ledger::{System, Write};
 use crate::stores::{StoreError, kafka, postgres};
 

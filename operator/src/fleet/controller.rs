@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -12,13 +12,16 @@ use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use titan_crds::CellFleet;
 
-use crate::cell::{ReconcileError, limited};
+use crate::cell::ReconcileError;
 use crate::context::Context;
 use crate::fleet::reconcile;
 
 const CONCURRENCY: u16 = 4;
 /// How long to gather the changes of cells into one table and one status.
 const DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// The name in metrics and logs.
+const CONTROLLER: &str = "fleet";
 
 /// What makes fleets be looked at.
 pub struct Triggers {
@@ -43,7 +46,7 @@ pub async fn run(
         )
         .reconcile_on(members)
         .graceful_shutdown_on(shutdown)
-        .run(timed, on_error, context)
+        .run(attempt, retry, context)
         .for_each(|result| async move {
             if let Err(error) = result {
                 tracing::debug!(%error, "fleet controller");
@@ -52,34 +55,22 @@ pub async fn run(
         .await;
 }
 
-async fn timed(fleet: Arc<CellFleet>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    // A plan made from half of the cells would take the other half out of the table.
-    if context.cells.wait_until_ready().await.is_err() {
-        return Ok(Action::await_change());
-    }
-    let began = Instant::now();
-    let result = limited(reconcile(fleet, context.clone())).await;
-    let outcome = if result.is_ok() { "ok" } else { "error" };
-    context
-        .metrics
-        .reconcile_seconds
-        .with_label_values(&["fleet", outcome])
-        .observe(began.elapsed().as_secs_f64());
-    result
+async fn attempt(fleet: Arc<CellFleet>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let name = fleet.name_any();
+    let reconcile = async {
+        // A plan made from half of the cells would take the other half out of the table.
+        if context.cells.wait_until_ready().await.is_err() {
+            return Ok(Action::await_change());
+        }
+        reconcile(fleet, context.clone()).await
+    };
+    context.attempt(CONTROLLER, &name, reconcile).await
 }
 
 #[expect(
     clippy::needless_pass_by_value,
     reason = "the controller passes these by value"
 )]
-fn on_error(fleet: Arc<CellFleet>, error: &ReconcileError, context: Arc<Context>) -> Action {
-    let name = fleet.name_any();
-    let delay = context.failures.next_delay(&format!("fleet/{name}"));
-    context
-        .metrics
-        .failures
-        .with_label_values(&["fleet", error.category()])
-        .inc();
-    tracing::warn!(fleet = name, %error, retry_in = ?delay, "reconcile failed");
-    Action::requeue(delay)
+fn retry(fleet: Arc<CellFleet>, error: &ReconcileError, context: Arc<Context>) -> Action {
+    context.retry(CONTROLLER, &fleet.name_any(), error)
 }

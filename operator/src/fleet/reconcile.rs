@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use titan_crds::{Cell, CellFleet, CellFleetStatus, ConditionType};
-use titan_planner::fleet::{CellView, TemplateReport, missing_cells};
-use titan_routing::{Epoch, Key, KeyRange};
+use titan_planner::condition::is_true;
+use titan_planner::fleet::{CellView, FleetStatusInput, fleet_status, missing_cells};
 
+use crate::attempt::jitter;
 use crate::cell::ReconcileError;
 use crate::cluster::is_conflict;
-use crate::context::{Context, jitter};
+use crate::context::Context;
 use crate::fleet::commit::commit;
 use crate::ledger::{System, Write};
 
@@ -40,70 +41,37 @@ pub async fn reconcile(
         .into_iter()
         .filter(|cell| cell.spec.fleet == name)
         .collect();
-    let (template, problem) =
-        match missing_cells(&name, &fleet.spec, cells.iter().map(AsRef::as_ref)) {
-            Ok(template) => (template, None),
-            Err(invalid) => (TemplateReport::default(), Some(invalid)),
-        };
-    create(&template.missing, &context).await?;
+    let template = missing_cells(&name, &fleet.spec, cells.iter().map(AsRef::as_ref));
+    let missing = template
+        .as_ref()
+        .map_or(&[][..], |template| &template.missing);
+    create(missing, &context).await?;
 
     let views = cells
         .iter()
-        .filter_map(|cell| view(cell, &fleet.spec.cluster_domain))
+        .filter_map(|cell| CellView::of(cell, &fleet.spec.cluster_domain))
         .collect();
     let committed = commit(&fleet, views, &context).await?;
     tracing::trace!(fleet = name, report = %committed.report, "planned");
 
-    let ready = cells
-        .iter()
-        .filter(|cell| is_true(cell, ConditionType::Ready))
-        .count();
-    let total = cells.len() + template.missing.len();
-    let (status, reason, message) = match &problem {
-        Some(invalid) => ("False", invalid.reason.to_owned(), invalid.message.clone()),
-        None => summary(ready, total, &template),
+    let is_ready = |cell: &&Arc<Cell>| {
+        let status = cell.status.as_ref();
+        status.is_some_and(|status| is_true(&status.conditions, ConditionType::Ready))
     };
-    report(
-        &fleet,
-        &context,
-        Summary {
-            cells: total,
-            ready,
-            epoch: committed.epoch,
-            status,
-            reason,
-            message,
-            stalled: problem.is_some(),
-        },
-    )
-    .await?;
-    context.failures.clear(&format!("fleet/{name}"));
+    let status = fleet_status(FleetStatusInput {
+        fleet: &fleet,
+        generation: fleet
+            .metadata
+            .generation
+            .ok_or(ReconcileError::Malformed("generation"))?,
+        now: Time(Timestamp::now()),
+        cells: cells.len() + missing.len(),
+        ready: cells.iter().filter(is_ready).count(),
+        template: template.as_ref(),
+        epoch: committed.epoch,
+    });
+    report(&fleet, &context, status).await?;
     Ok(Action::requeue(jitter(RESYNC)))
-}
-
-fn summary(
-    ready: usize,
-    total: usize,
-    template: &TemplateReport,
-) -> (&'static str, String, String) {
-    let mut message = format!("{ready} of {total} cells are ready");
-    if !template.differing.is_empty() {
-        message.push_str(&format!(
-            "; {} differ from the template, which is for new cells only",
-            template.differing.len()
-        ));
-    }
-    if !template.beyond.is_empty() {
-        message.push_str(&format!(
-            "; {} are beyond the template's count and stay until they are deleted by name",
-            template.beyond.len()
-        ));
-    }
-    if ready == total {
-        ("True", "CellsReady".to_owned(), message)
-    } else {
-        ("Unknown", "CellsNotReady".to_owned(), message)
-    }
 }
 
 async fn create(missing: &[Cell], context: &Context) -> Result<(), ReconcileError> {
@@ -135,115 +103,11 @@ async fn create_one(
     }
 }
 
-/// What the planner needs to know of a cell; `None` for one whose range is none, which its own reconcile reports.
-fn view(cell: &Cell, cluster_domain: &str) -> Option<CellView> {
-    let key = |value: i64| Key::new(value.cast_unsigned()).ok();
-    let range = KeyRange::new(
-        key(cell.spec.user_range.first)?,
-        key(cell.spec.user_range.last)?,
-    )
-    .ok()?;
-    let name = cell.name_any();
-    let recorded = cell
-        .status
-        .as_ref()
-        .filter(|_| is_true(cell, ConditionType::RangeAssigned))
-        .filter(|_| was_served(cell))
-        .and_then(|status| status.epoch)
-        .map(Epoch);
-    Some(CellView {
-        created: cell
-            .creation_timestamp()
-            .map_or(i64::MAX, |time| time.0.as_second()),
-        region: cell.spec.placement.region.clone(),
-        endpoint: format!("{name}.svc.{cluster_domain}"),
-        serving: is_true(cell, ConditionType::ServicesAvailable)
-            && is_true(cell, ConditionType::DatabasesReady),
-        deleting: cell.metadata.deletion_timestamp.is_some(),
-        paused: cell.spec.paused,
-        recorded,
-        range,
-        name,
-    })
-}
-
-fn is_true(cell: &Cell, name: ConditionType) -> bool {
-    cell.status.as_ref().is_some_and(|status| {
-        status
-            .conditions
-            .iter()
-            .any(|condition| condition.type_ == name.as_str() && condition.status == "True")
-    })
-}
-
-/// Whether the cell has served its range: it is Ready, or it is not and says so of a cell that was.
-fn was_served(cell: &Cell) -> bool {
-    cell.status.as_ref().is_some_and(|status| {
-        status.conditions.iter().any(|condition| {
-            condition.type_ == ConditionType::Ready.as_str() && condition.status != "Unknown"
-        })
-    }) && !is_true(cell, ConditionType::Stalled)
-}
-
-struct Summary {
-    cells: usize,
-    ready: usize,
-    epoch: Epoch,
-    status: &'static str,
-    reason: String,
-    message: String,
-    stalled: bool,
-}
-
 async fn report(
     fleet: &CellFleet,
     context: &Context,
-    summary: Summary,
+    status: CellFleetStatus,
 ) -> Result<(), ReconcileError> {
-    let Summary {
-        cells,
-        ready,
-        epoch,
-        status,
-        reason,
-        message,
-        stalled,
-    } = summary;
-    let generation = fleet
-        .metadata
-        .generation
-        .ok_or(ReconcileError::Malformed("generation"))?;
-    let before: &[Condition] = fleet
-        .status
-        .as_ref()
-        .map_or(&[], |status| status.conditions.as_slice());
-    let condition = |name: ConditionType, status: &str| Condition {
-        type_: name.as_str().to_owned(),
-        status: status.to_owned(),
-        reason: reason.clone(),
-        message: message.clone(),
-        observed_generation: Some(generation),
-        last_transition_time: before
-            .iter()
-            .find(|old| old.type_ == name.as_str() && old.status == status)
-            .map_or_else(
-                || Time(Timestamp::now()),
-                |old| old.last_transition_time.clone(),
-            ),
-    };
-    let mut conditions = vec![condition(ConditionType::Ready, status)];
-    if stalled {
-        conditions.push(condition(ConditionType::Stalled, "True"));
-    } else if status == "Unknown" {
-        conditions.push(condition(ConditionType::Reconciling, "True"));
-    }
-    let status = CellFleetStatus {
-        observed_generation: generation,
-        conditions,
-        cells: i32::try_from(cells).unwrap_or(i32::MAX),
-        ready_cells: i32::try_from(ready).unwrap_or(i32::MAX),
-        epoch: Some(epoch.0),
-    };
     let name = fleet.name_any();
     let metrics = &context.metrics;
     for (gauge, count) in [

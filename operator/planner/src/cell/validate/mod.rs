@@ -206,7 +206,11 @@ fn is_label(name: &str) -> bool {
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
-fn key_range(range: UserRange) -> Result<KeyRange, Invalid> {
+/// The keys of a range of users.
+///
+/// # Errors
+/// When an end is negative, or the range is reversed.
+pub fn key_range(range: UserRange) -> Result<KeyRange, Invalid> {
     let UserRange { first, last } = range;
     let key = |field: &str, value: i64| {
         u64::try_from(value)

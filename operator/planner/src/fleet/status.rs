@@ -1,0 +1,122 @@
+//! What the Cells of a fleet say, for the next table and for the fleet's own status.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use titan_crds::{Cell, CellFleet, CellFleetStatus, ConditionType};
+use titan_routing::Epoch;
+
+use crate::cell::{Invalid, key_range};
+use crate::condition::{Conditions, is_true};
+use crate::fleet::{CellView, TemplateReport};
+use crate::status::served;
+
+impl CellView {
+    /// What the table needs to know of a Cell; `None` for one whose range is none, which its own reconcile reports.
+    #[must_use]
+    pub fn of(cell: &Cell, cluster_domain: &str) -> Option<Self> {
+        let name = cell.metadata.name.clone()?;
+        let status = cell.status.as_ref();
+        let conditions = status.map_or(&[][..], |status| &status.conditions);
+        let recorded = status
+            .filter(|_| is_true(conditions, ConditionType::RangeAssigned) && served(conditions))
+            .and_then(|status| status.epoch)
+            .map(Epoch);
+        Some(CellView {
+            created: cell
+                .metadata
+                .creation_timestamp
+                .as_ref()
+                .map_or(i64::MAX, |time| time.0.as_second()),
+            region: cell.spec.placement.region.clone(),
+            endpoint: format!("{name}.svc.{cluster_domain}"),
+            serving: is_true(conditions, ConditionType::ServicesAvailable)
+                && is_true(conditions, ConditionType::DatabasesReady),
+            deleting: cell.metadata.deletion_timestamp.is_some(),
+            paused: cell.spec.paused,
+            recorded,
+            range: key_range(cell.spec.user_range).ok()?,
+            name,
+        })
+    }
+}
+
+/// What the status of a fleet is made from.
+#[derive(Clone, Debug)]
+pub struct FleetStatusInput<'a> {
+    /// The fleet.
+    pub fleet: &'a CellFleet,
+    /// The generation of its spec.
+    pub generation: i64,
+    /// The time, for transitions.
+    pub now: Time,
+    /// How many Cells there are or were just made.
+    pub cells: usize,
+    /// How many of them are ready.
+    pub ready: usize,
+    /// What the template asks for, or why it cannot be had.
+    pub template: Result<&'a TemplateReport, &'a Invalid>,
+    /// The epoch of the committed table.
+    pub epoch: Epoch,
+}
+
+/// The status of a fleet.
+#[must_use]
+pub fn fleet_status(input: FleetStatusInput<'_>) -> CellFleetStatus {
+    let FleetStatusInput {
+        fleet,
+        generation,
+        now,
+        cells,
+        ready,
+        template,
+        epoch,
+    } = input;
+    let before = fleet.status.as_ref();
+    let writer = Conditions {
+        before: before.map_or(&[][..], |status| &status.conditions),
+        generation,
+        now,
+    };
+    let (status, companion, reason, message) = match template {
+        Err(invalid) => (
+            "False",
+            Some(ConditionType::Stalled),
+            invalid.reason,
+            invalid.message.clone(),
+        ),
+        Ok(template) if ready == cells => {
+            ("True", None, "CellsReady", summary(ready, cells, template))
+        }
+        Ok(template) => (
+            "Unknown",
+            Some(ConditionType::Reconciling),
+            "CellsNotReady",
+            summary(ready, cells, template),
+        ),
+    };
+    let mut conditions = vec![writer.condition(ConditionType::Ready, status, reason, &message)];
+    conditions.extend(companion.map(|name| writer.condition(name, "True", reason, &message)));
+    CellFleetStatus {
+        observed_generation: generation,
+        conditions,
+        cells: i32::try_from(cells).unwrap_or(i32::MAX),
+        ready_cells: i32::try_from(ready).unwrap_or(i32::MAX),
+        epoch: Some(epoch.0),
+    }
+}
+
+fn summary(ready: usize, cells: usize, template: &TemplateReport) -> String {
+    let mut message = format!("{ready} of {cells} cells are ready");
+    if !template.differing.is_empty() {
+        message.push_str(&format!(
+            "; {} differ from the template, which is for new cells only",
+            template.differing.len()
+        ));
+    }
+    if !template.beyond.is_empty() {
+        message.push_str(&format!(
+            "; {} are beyond the template's count and stay until they are deleted by name",
+            template.beyond.len()
+        ));
+    }
+    message
+}
