@@ -76,8 +76,14 @@ pub async fn follow_certificates(shared: Arc<Shared>, every: Duration) {
         }
         seen = now;
         match shared.reload_tls() {
-            Ok(()) => tracing::info!("certificates taken into use"),
-            Err(error) => tracing::error!(%error, "going on with the old certificates"),
+            Ok(()) => {
+                shared.metrics.reloads.fetch_add(1, Relaxed);
+                tracing::info!("certificates taken into use");
+            }
+            Err(error) => {
+                shared.metrics.reload_failures.fetch_add(1, Relaxed);
+                tracing::error!(%error, "going on with the old certificates");
+            }
         }
     }
 }

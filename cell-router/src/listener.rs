@@ -1,6 +1,8 @@
 //! Where clients come in: sockets, connections and their limits, and how they are told to leave.
 
-use std::cell::{Cell, RefCell};
+mod client;
+
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -9,15 +11,15 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::{Client, Watched};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::identity::Peer;
@@ -28,6 +30,8 @@ use crate::worker::Worker;
 
 /// How much of a request's body is taken in before a cell takes it.
 pub const STREAM_WINDOW: usize = 64 * 1024;
+/// A silent client is asked whether it is still there: a WebSocket can be silent for long.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// A listening socket that other threads, and the next process, can share the port of.
 ///
@@ -45,16 +49,6 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     Ok(socket.into())
-}
-
-/// One connection, as the thread that carries it sees it.
-struct Client {
-    /// Tells it to finish what it has and leave.
-    leave: Notify,
-    in_flight: Cell<usize>,
-    /// When its last request ended, in milliseconds since start.
-    quiet_since_ms: Cell<u64>,
-    reaped: Cell<bool>,
 }
 
 /// Accepts and serves until the process drains; then returns when the last connection ended.
@@ -83,7 +77,7 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
     }
     drop(listener);
     for client in clients.borrow().iter().filter_map(Weak::upgrade) {
-        client.leave.notify_one();
+        client.leave();
     }
     while worker.metrics.connections.get() > 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -108,12 +102,8 @@ fn admit(
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(&stream);
     let _ = socket.set_tcp_user_timeout(Some(config.limits.stalled.0));
-    let client = Rc::new(Client {
-        leave: Notify::new(),
-        in_flight: Cell::new(0),
-        quiet_since_ms: Cell::new(worker.shared.clock.now_ms()),
-        reaped: Cell::new(false),
-    });
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE));
+    let client = Rc::new(Client::new(worker.shared.clock));
     clients.borrow_mut().push(Rc::downgrade(&client));
     worker.metrics.connections.add(1);
     let worker = Rc::clone(worker);
@@ -223,6 +213,13 @@ async fn speaks_h2(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
+/// What all streams of a connection may have in the router at once: enough that streams to a cell that takes nothing
+/// do not stop the others.
+fn connection_window(streams: u32) -> u32 {
+    let window = u32::try_from(STREAM_WINDOW).unwrap_or(65_535);
+    streams.saturating_mul(window).clamp(1024 * 1024, 1 << 30)
+}
+
 async fn h2<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     worker: &Rc<Worker>,
     config: &Config,
@@ -240,7 +237,7 @@ async fn h2<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .max_concurrent_streams(limits.streams_per_connection)
         .max_header_list_size(limits.header_bytes)
         .initial_stream_window_size(u32::try_from(STREAM_WINDOW).unwrap_or(65_535))
-        .initial_connection_window_size(1024 * 1024)
+        .initial_connection_window_size(connection_window(limits.streams_per_connection))
         .max_send_buf_size(64 * 1024)
         .max_pending_accept_reset_streams(32)
         .max_local_error_reset_streams(64)
@@ -255,7 +252,7 @@ async fn h2<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             ended(result);
             return;
         }
-        () = client.leave.notified() => client.reaped.get(),
+        () = client.left() => client.was_reaped(),
     };
     connection.as_mut().graceful_shutdown();
     if left {
@@ -291,10 +288,10 @@ async fn h1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             ended(result);
             return;
         }
-        () = client.leave.notified() => {}
+        () = client.left() => {}
     }
     connection.as_mut().graceful_shutdown();
-    if client.reaped.get() {
+    if client.was_reaped() {
         let _ = tokio::time::timeout(Duration::from_secs(5), connection).await;
     } else {
         ended(connection.await);
@@ -312,44 +309,24 @@ fn answer(
     client: &Rc<Client>,
     peer: &Rc<Peer>,
     request: Request<Incoming>,
-) -> impl Future<Output = Result<http::Response<crate::body::ResponseBody>, Infallible>> + use<> {
-    client.in_flight.set(client.in_flight.get() + 1);
-    let busy = Busy(Rc::clone(client), Rc::clone(worker));
+) -> impl Future<Output = Result<http::Response<Watched>, Infallible>> + use<> {
+    let busy = Client::busy(client);
     // Boxed once: hyper moves the future a few times on its way into a task.
     let answer = Box::pin(proxy::handle(Rc::clone(worker), Rc::clone(peer), request));
-    async move {
-        let response = answer.await;
-        drop(busy);
-        Ok(response)
-    }
+    async move { Ok(answer.await.map(|body| Watched::new(body, busy))) }
 }
 
-/// A request keeps its connection from being idle.
-struct Busy(Rc<Client>, Rc<Worker>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.in_flight.set(self.0.in_flight.get() - 1);
-        self.0.quiet_since_ms.set(self.1.shared.clock.now_ms());
-    }
-}
-
-/// Closes what was idle for too long, here and towards the pods.
+/// Closes what was idle or stalled for too long, here and towards the pods.
 async fn keep_house(worker: Rc<Worker>, clients: Rc<RefCell<Vec<Weak<Client>>>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let config = worker.shared.config.load_full();
-        let idle_ms = u64::try_from(config.limits.idle.0.as_millis()).unwrap_or(u64::MAX);
-        let now_ms = worker.shared.clock.now_ms();
         clients.borrow_mut().retain(|client| {
             let Some(client) = client.upgrade() else {
                 return false;
             };
-            let idle = client.in_flight.get() == 0
-                && now_ms.saturating_sub(client.quiet_since_ms.get()) > idle_ms;
-            if idle && !client.reaped.replace(true) {
+            if client.reap(&config.limits) {
                 worker.metrics.reaped_connections.add(1);
-                client.leave.notify_one();
             }
             true
         });

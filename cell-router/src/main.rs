@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use cell_router::config::Config;
 use cell_router::router::{Router, Start};
 use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use titan_routing::client::RegistryConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -78,6 +79,7 @@ fn check(arguments: &Arguments) -> Result<()> {
 
 fn serve(arguments: Arguments) -> Result<()> {
     start_log(&arguments.log);
+    allow_files();
     let config = Config::load(&arguments.config)?;
     let mut registry = RegistryConfig::new(arguments.fleet, &arguments.registry);
     registry.state_dir = arguments.state_dir;
@@ -104,6 +106,19 @@ fn serve(arguments: Arguments) -> Result<()> {
         router.drain().await;
         Ok(())
     })
+}
+
+/// Each connection takes a file, and the limit that processes start with is that of programs that use `select`.
+fn allow_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the number of open files");
+    }
 }
 
 fn start_log(format: &str) {

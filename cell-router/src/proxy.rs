@@ -52,6 +52,8 @@ struct Passage {
     deadline: Option<Instant>,
     /// Whether the client set the deadline, so that it also ends the body.
     deadline_of_client: bool,
+    /// Whether it is shorter than the one that the client set.
+    deadline_cut: bool,
     service: usize,
     claim: Claim,
     key: Option<Key>,
@@ -72,10 +74,18 @@ impl Passage {
         let view = worker.view();
         let config = &view.config;
         let (mut head, body) = request.into_parts();
-        if worker.shared.is_overloaded() {
+        // The watch over the whole process looks now and then; a thread knows at once what it has.
+        let crowded = worker.metrics.in_flight.get() >= config.limits.in_flight as u64;
+        if crowded || worker.shared.is_overloaded() {
             return Err(Rejection::new(
                 Reason::Overloaded,
-                "the router is short of memory; try again in a moment",
+                "the router is short of memory or has too many requests under way; try again in a moment",
+            ));
+        }
+        if head.method == Method::CONNECT {
+            return Err(Rejection::new(
+                Reason::BadRequest,
+                "CONNECT is not served: a WebSocket is opened over HTTP/1.1, with `upgrade`",
             ));
         }
         let host = headers::host(&head.headers);
@@ -114,6 +124,7 @@ impl Passage {
             started,
             deadline: deadline.and_then(|limit| started.checked_add(limit)),
             deadline_of_client: of_client.is_some(),
+            deadline_cut: of_client > deadline,
             service,
             claim,
             key: None,
@@ -444,7 +455,8 @@ impl Passage {
     fn remaining(&self, attempt: u32) -> Option<Duration> {
         let deadline = self.deadline.filter(|_| self.deadline_of_client)?;
         let waited = self.started.elapsed() > Duration::from_millis(2);
-        (waited || attempt > 1).then(|| deadline.saturating_duration_since(Instant::now()))
+        (waited || attempt > 1 || self.deadline_cut)
+            .then(|| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Whether doing it twice is the same as doing it once.

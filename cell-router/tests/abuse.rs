@@ -9,40 +9,12 @@ use std::time::Duration;
 
 use cell_router::config::Span;
 use cell_router::control::resident_bytes;
-use proptest::prelude::*;
-use support::{Client, config, pod, router, row, table, until};
+use support::{Client, PREFACE, config, frame, headers, pod, router, row, table, until};
 use titan_routing::AssignmentState::Active;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const MIB: u64 = 1024 * 1024;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// `POST /titan.order.v1.Orders/Get` as HPACK literals, without an end of the headers.
-fn headers() -> Vec<u8> {
-    let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
-    for (name, value) in [
-        (":path", "/titan.order.v1.Orders/Get"),
-        (":authority", "x"),
-        ("content-type", "application/grpc"),
-        ("x-titan-key", "5"),
-    ] {
-        block.push(0);
-        for text in [name, value] {
-            block.push(u8::try_from(text.len()).unwrap());
-            block.extend(text.as_bytes());
-        }
-    }
-    block
-}
 
 /// Writes until everything is written or the router closes, reading what it says.
 async fn attack(address: SocketAddr, chunks: impl Iterator<Item = Vec<u8>>) -> bool {
@@ -161,63 +133,4 @@ async fn idle_and_slow_clients_are_bounded() {
     assert!(grown < 48, "{grown} MiB more");
     until("idle connections to be closed", || count() == 0).await;
     assert_eq!(Client::connect(router.listen).await.get(5).await.pod(), "a");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_read_holds_a_bounded_amount() {
-    let a = pod("a").await;
-    let table = table(
-        1,
-        vec![row(0, 9, "cell-001", Active)],
-        &[("cell-001", &a.endpoint())],
-    );
-    let router = router(config(), Some(&table)).await;
-    let before = resident_bytes().unwrap();
-    let mut slow = Vec::new();
-    for _ in 0..20 {
-        // The pod echoes: 1 MiB in, 1 MiB out, over a window of 64 KiB that is never opened again.
-        let mut stream = TcpStream::connect(router.listen).await.unwrap();
-        let mut bytes = PREFACE.to_vec();
-        bytes.extend(frame(1, 0x4, 1, &headers()));
-        for _ in 0..4 {
-            bytes.extend(frame(0, 0, 1, &[0; 16_000]));
-        }
-        bytes.extend(frame(0, 1, 1, &[]));
-        stream.write_all(&bytes).await.unwrap();
-        slow.push(stream);
-    }
-    until("the pod to be asked", || a.requests() >= 20).await;
-    assert_eq!(Client::connect(router.listen).await.get(5).await.pod(), "a");
-    let grown = resident_bytes().unwrap().saturating_sub(before) / MIB;
-    assert!(grown < 48, "{grown} MiB more");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
-
-    #[test]
-    fn what_is_parsed_from_outside_never_panics(
-        bytes in proptest::collection::vec(any::<u8>(), 0..200),
-        text in "\\PC{0,80}",
-    ) {
-        let _ = cell_router::deadline::parse(&bytes);
-        let _ = cell_router::identity::KeySet::parse(&bytes, 1);
-        let _ = cell_router::config::Config::parse(&text);
-        let services = cell_router::services::Services::new(&std::collections::BTreeMap::new());
-        if let Ok(uri) = format!("/titan.{text}").parse::<http::Uri>() {
-            let _ = services.find(&uri, Some(&text));
-        }
-        if let Ok(value) = http::HeaderValue::from_bytes(&bytes) {
-            let mut headers = http::HeaderMap::new();
-            for name in ["connection", "x-titan-key", "grpc-timeout", "authorization", "host", "upgrade"] {
-                headers.append(name, value.clone());
-            }
-            let _ = cell_router::deadline::of(&headers);
-            let peer = cell_router::identity::Peer { ip: [127, 0, 0, 1].into(), certified: true };
-            let config = support::config();
-            let mode = titan_routing::KeyspaceMode::UserId;
-            let _ = cell_router::identity::Identity::new().claim(&config, mode, &peer, &headers);
-            cell_router::headers::clean_request(&mut headers, http::Version::HTTP_11);
-        }
-    }
 }

@@ -1,18 +1,12 @@
-//! HTTP/1.1, WebSocket, tokens, configuration that changes, pages.
+//! HTTP/1.1, WebSocket, configuration that changes, pages.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
-use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use cell_router::config::{Config, Jwt, TrustedPeers};
+use cell_router::config::Config;
 use cell_router::router::{Router, Start};
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use serde_json::json;
+use std::net::SocketAddr;
 use support::{Client, config, pod, router, row, table, until};
 use titan_routing::AssignmentState::Active;
 use titan_routing::client::{RegistryConfig, TableFile};
@@ -21,14 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 const PATH: &str = "/titan.order.v1.Orders/Get";
 
-/// One HTTP/1.1 exchange, as bytes.
 async fn raw(address: SocketAddr, request: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    let read = tokio::time::timeout(support::PATIENCE, stream.read_to_end(&mut answer));
-    read.await.unwrap().unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
+    support::raw(TcpStream::connect(address).await.unwrap(), request).await
 }
 
 /// A pod that speaks HTTP/1.1: echoes what comes after an upgrade, else says hello.
@@ -108,124 +96,6 @@ async fn http1_and_websocket_go_through() {
         stream.read_exact(&mut echo).await.unwrap();
         assert_eq!(echo, message);
     }
-}
-
-/// A signing key and the JWKS entry that verifies it.
-struct Signer {
-    id: &'static str,
-    key: EncodingKey,
-    jwk: serde_json::Value,
-}
-
-fn signer(id: &'static str) -> Signer {
-    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let point = pair.public_key_raw();
-    let (x, y) = point[1..].split_at(32);
-    Signer {
-        id,
-        key: EncodingKey::from_ec_der(&pair.serialize_der()),
-        jwk: json!({
-            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": id,
-            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
-        }),
-    }
-}
-
-impl Signer {
-    fn token(&self, subject: &serde_json::Value, valid_for: i64, issuer: &str) -> String {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
-        let claims = json!({ "sub": subject, "iss": issuer, "exp": now.checked_add_signed(valid_for).unwrap() });
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.id.into());
-        format!("Bearer {}", encode(&header, &claims, &self.key).unwrap())
-    }
-}
-
-#[tokio::test]
-async fn tokens_give_the_key_and_keys_rotate() {
-    let a = pod("a").await;
-    let table = table(
-        1,
-        vec![row(0, 99, "cell-001", Active)],
-        &[("cell-001", &a.endpoint())],
-    );
-    let (first, second) = (signer("first"), signer("second"));
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), json!({ "keys": [first.jwk] }).to_string()).unwrap();
-    let mut config = config();
-    config.trusted_peers = TrustedPeers::None;
-    config.jwt = Some(Jwt {
-        jwks: format!("file://{}", file.path().display()),
-        ca: None,
-        issuer: Some("titan".into()),
-        audience: None,
-        refresh: cell_router::config::Span(std::time::Duration::from_mins(5)),
-    });
-    let router = router(config, Some(&table)).await;
-    let client = Client::connect(router.listen).await;
-    let call = async |token: &str, key: &str| {
-        let mut headers = vec![("authorization", token)];
-        if !key.is_empty() {
-            headers.push(("x-titan-key", key));
-        }
-        client.call(PATH, &headers).await.unwrap()
-    };
-    let good = first.token(&json!("42"), 600, "titan");
-    for _ in 0..3 {
-        let reply = call(&good, "7").await;
-        assert_eq!(
-            (reply.grpc_status(), reply.header("x-seen-key")),
-            (Some(0), "42"),
-            "{reply:?}"
-        );
-    }
-    let number = call(&first.token(&json!(43), 600, "titan"), "").await;
-    assert_eq!(number.header("x-seen-key"), "43");
-    let mut forged = good.clone();
-    forged.replace_range(good.len() - 6.., "AAAAAA");
-    let refused = [
-        forged,
-        first.token(&json!("42"), -600, "titan"),
-        first.token(&json!("42"), 600, "somebody"),
-        Signer {
-            id: "first",
-            ..signer("x")
-        }
-        .token(&json!("42"), 600, "titan"),
-        "Bearer nonsense".into(),
-    ];
-    for token in refused {
-        let reply = call(&token, "").await;
-        assert_eq!(
-            (reply.grpc_status(), reply.header("x-titan-router-error")),
-            (Some(16), "bad-token")
-        );
-    }
-    assert_eq!(
-        call(&first.token(&json!("maria"), 600, "titan"), "")
-            .await
-            .grpc_status(),
-        Some(3)
-    );
-
-    // The issuer signs with a new key now: the first token of it makes the router fetch the set.
-    let rotated = json!({ "keys": [second.jwk] }).to_string();
-    std::fs::write(file.path(), rotated).unwrap();
-    let reply = call(&second.token(&json!("44"), 600, "titan"), "").await;
-    assert_eq!(
-        (reply.grpc_status(), reply.header("x-seen-key")),
-        (Some(0), "44"),
-        "{reply:?}"
-    );
-    let old = call(&good, "").await;
-    assert_eq!(
-        old.header("x-titan-router-error"),
-        "bad-token",
-        "a key that went verifies nothing"
-    );
 }
 
 #[tokio::test]

@@ -16,6 +16,12 @@ use super::pool::Pod;
 use crate::body::RequestBody;
 use crate::config::{Config, Protocol};
 
+/// How much of one answer is taken in before the client takes it.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// The same of all answers of a connection: enough that clients that take nothing do not stop the answers of others
+/// who share it. Nothing is set aside for it; what counts is the window of each stream.
+const CONNECTION_WINDOW: u32 = 512 * STREAM_WINDOW;
+
 /// Runs tasks on the thread they were made on.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalExec;
@@ -89,8 +95,8 @@ impl Conn {
             Protocol::H2 => {
                 let (sender, connection) = http2::Builder::new(LocalExec)
                     .timer(TokioTimer::new())
-                    .initial_stream_window_size(256 * 1024)
-                    .initial_connection_window_size(1024 * 1024)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(CONNECTION_WINDOW)
                     .max_header_list_size(64 * 1024)
                     .max_send_buf_size(128 * 1024)
                     .keep_alive_interval(config.upstream.keep_alive.0)

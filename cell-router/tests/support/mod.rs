@@ -25,6 +25,7 @@ use titan_routing::client::{RegistryConfig, TableFile};
 use titan_routing::{
     Assignment, AssignmentState, CellEndpoint, Epoch, Key, KeyRange, KeyspaceMode, RoutingTable,
 };
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -112,6 +113,52 @@ pub async fn start(config: Config, registry: RegistryConfig) -> Router {
     .unwrap()
 }
 
+/// One HTTP/1.1 exchange, as bytes, to the end of the connection.
+pub async fn raw(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer));
+    read.await.unwrap().unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// A page of the router.
+pub async fn page(address: SocketAddr, path: &str) -> String {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    raw(stream, &request).await
+}
+
+/// What an HTTP/2 client says first: the preface and empty settings.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A frame of HTTP/2.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// `POST /titan.order.v1.Orders/Get` as HPACK literals, without an end of the headers.
+pub fn headers() -> Vec<u8> {
+    let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
+    for (name, value) in [
+        (":path", "/titan.order.v1.Orders/Get"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+        ("x-titan-key", "5"),
+    ] {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend(text.as_bytes());
+        }
+    }
+    block
+}
+
 type Answer = BoxBody<Bytes, Infallible>;
 
 /// How a pod answers.
@@ -123,6 +170,10 @@ pub enum PodAnswer {
     Grpc(u8, HeaderMap),
     /// Trailers alone.
     TrailersOnly(HeaderMap),
+    /// These bytes.
+    Body(Bytes),
+    /// The head at once, and the rest after this time.
+    Later(Duration),
     /// Nothing, ever.
     Silence,
 }
@@ -230,6 +281,8 @@ async fn serve(
                         .insert("content-type", HeaderValue::from_static("application/grpc"));
                     Ok(response)
                 }
+                PodAnswer::Body(body) => Ok(grpc(0, HeaderMap::new(), body)),
+                PodAnswer::Later(time) => Ok(later(time)),
                 PodAnswer::Silence => std::future::pending().await,
             }
         }
@@ -264,6 +317,21 @@ fn grpc(status: u8, headers: HeaderMap, body: Bytes) -> Response<Answer> {
     response
 }
 
+fn later(time: Duration) -> Response<Answer> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let end = async move {
+        tokio::time::sleep(time).await;
+        Ok(Frame::trailers(trailers))
+    };
+    let body = StreamBody::new(futures::stream::once(Box::pin(end)));
+    let mut response = Response::new(BodyExt::boxed(body));
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
 impl Pod {
     /// GOAWAY, no new connections, and the end when the last request ended.
     pub fn stop_gracefully(&self) {
@@ -278,6 +346,10 @@ impl Pod {
     /// The endpoint of a cell that consists of this pod.
     pub fn endpoint(&self) -> String {
         self.address.to_string()
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(SeqCst)
     }
 
     pub fn requests(&self) -> usize {
@@ -329,6 +401,14 @@ impl Client {
     pub async fn try_connect(address: SocketAddr) -> Result<Self, Box<dyn std::error::Error>> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        Ok(Self::over(stream).await?)
+    }
+
+    /// Speaks HTTP/2 over something that is connected already.
+    pub async fn over<S>(stream: S) -> Result<Self, hyper::Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let (sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await?;

@@ -59,7 +59,7 @@ const ETCD: Workspace = Workspace {
     programs: &[("etcd", ".")],
 };
 
-const INSTALLED: [Installed; 5] = [
+const INSTALLED: [Installed; 6] = [
     Installed {
         tool: "coredns",
         version: cache::COREDNS,
@@ -79,6 +79,11 @@ const INSTALLED: [Installed; 5] = [
         tool: "grpcurl",
         version: cache::GRPCURL,
         package: "github.com/fullstorydev/grpcurl/cmd/grpcurl",
+    },
+    Installed {
+        tool: "ghz",
+        version: cache::GHZ,
+        package: "github.com/bojand/ghz/cmd/ghz",
     },
     Installed {
         tool: "local-path-provisioner",

@@ -19,6 +19,8 @@ pub const HELM: &str = "3.19.0";
 pub const KWOK: &str = "0.7.0";
 /// grpcurl.
 pub const GRPCURL: &str = "1.9.4";
+/// ghz, a load generator for gRPC.
+pub const GHZ: &str = "0.121.0";
 /// Apache Kafka.
 pub const KAFKA: &str = "4.1.0";
 /// The PostgreSQL major version of cells and tests.
@@ -51,6 +53,7 @@ pub fn executable(name: &str) -> PathBuf {
         "helm" => ("helm", HELM),
         "kwok" => ("kwok", KWOK),
         "grpcurl" => ("grpcurl", GRPCURL),
+        "ghz" => ("ghz", GHZ),
         _ => ("kubernetes", KUBERNETES),
     };
     tool_dir(tool, version).join(name)

@@ -1,0 +1,163 @@
+//! One connection of a client, and whether it is idle or stalled.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::Notify;
+
+use crate::body::{BoxError, ResponseBody};
+use crate::config::Limits;
+use crate::shared::Clock;
+
+/// One connection, as the thread that carries it sees it.
+pub(super) struct Client {
+    clock: Clock,
+    /// Tells it to finish what it has and leave.
+    leave: Notify,
+    reaped: Cell<bool>,
+    /// Requests whose answers did not end yet.
+    in_flight: Cell<usize>,
+    /// When its last answer ended, in milliseconds since start.
+    quiet_since_ms: Cell<u64>,
+    /// Answers of which a part waits until the client takes it.
+    waiting: Cell<usize>,
+    /// Grows whenever the client took something.
+    taken: Cell<u64>,
+    /// How far `taken` was when it was last looked at, and since when it has not grown.
+    taken_seen: Cell<u64>,
+    stalled_since_ms: Cell<u64>,
+}
+
+impl Client {
+    pub(super) fn new(clock: Clock) -> Self {
+        Client {
+            leave: Notify::new(),
+            reaped: Cell::new(false),
+            in_flight: Cell::new(0),
+            quiet_since_ms: Cell::new(clock.now_ms()),
+            waiting: Cell::new(0),
+            taken: Cell::new(0),
+            taken_seen: Cell::new(0),
+            stalled_since_ms: Cell::new(clock.now_ms()),
+            clock,
+        }
+    }
+
+    /// Tells it to finish what it has and leave.
+    pub(super) fn leave(&self) {
+        self.leave.notify_one();
+    }
+
+    /// Ends when it is told to leave.
+    pub(super) async fn left(&self) {
+        self.leave.notified().await;
+    }
+
+    /// Whether it is told to leave because it did nothing.
+    pub(super) fn was_reaped(&self) -> bool {
+        self.reaped.get()
+    }
+
+    /// Keeps the connection from being idle.
+    pub(super) fn busy(client: &Rc<Client>) -> Busy {
+        client.in_flight.set(client.in_flight.get() + 1);
+        Busy(Rc::clone(client))
+    }
+
+    /// Tells it to leave when it was idle or took nothing for too long. True the first time.
+    pub(super) fn reap(&self, limits: &Limits) -> bool {
+        let now_ms = self.clock.now_ms();
+        let longer = |since_ms: u64, limit: Duration| {
+            Duration::from_millis(now_ms.saturating_sub(since_ms)) > limit
+        };
+        let taken = self.taken.get();
+        if self.waiting.get() == 0 || taken != self.taken_seen.get() {
+            self.taken_seen.set(taken);
+            self.stalled_since_ms.set(now_ms);
+        }
+        let idle = self.in_flight.get() == 0 && longer(self.quiet_since_ms.get(), limits.idle.0);
+        let stalled = longer(self.stalled_since_ms.get(), limits.stalled.0);
+        if !(idle || stalled) || self.reaped.replace(true) {
+            return false;
+        }
+        self.leave();
+        true
+    }
+}
+
+/// A request whose answer did not end yet.
+pub(super) struct Busy(Rc<Client>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let client = &self.0;
+        client.in_flight.set(client.in_flight.get() - 1);
+        client.quiet_since_ms.set(client.clock.now_ms());
+    }
+}
+
+/// An answer on its way to the client, and whether it waits for the client or for the cell.
+pub(super) struct Watched {
+    body: ResponseBody,
+    busy: Busy,
+    /// A part was handed over and nothing was asked for since: the client has no room for it yet.
+    waiting: bool,
+}
+
+impl Watched {
+    pub(super) fn new(body: ResponseBody, busy: Busy) -> Self {
+        Watched {
+            body,
+            busy,
+            waiting: false,
+        }
+    }
+
+    fn wait(&mut self, waiting: bool) {
+        if std::mem::replace(&mut self.waiting, waiting) == waiting {
+            return;
+        }
+        let client = &self.busy.0;
+        if waiting {
+            client.waiting.set(client.waiting.get() + 1);
+        } else {
+            client.waiting.set(client.waiting.get() - 1);
+            client.taken.set(client.taken.get().wrapping_add(1));
+        }
+    }
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        this.wait(false);
+        let frame = Pin::new(&mut this.body).poll_frame(context);
+        this.wait(matches!(frame, Poll::Ready(Some(Ok(_)))));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.wait(false);
+    }
+}

@@ -1,0 +1,308 @@
+//! Tokens: which are believed, keys that rotate, and an issuer that cannot be reached.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use cell_router::config::{Config, Jwt, Span, TrustedPeers};
+use cell_router::router::Router;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use support::{Client, Pod, config, pod, row, table, until};
+use titan_routing::AssignmentState::Active;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+
+const PATH: &str = "/titan.order.v1.Orders/Get";
+
+/// A signing key and the JWKS entry that verifies it.
+struct Signer {
+    id: &'static str,
+    key: EncodingKey,
+    jwk: Value,
+}
+
+fn signer(id: &'static str) -> Signer {
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let point = pair.public_key_raw();
+    let (x, y) = point[1..].split_at(32);
+    Signer {
+        id,
+        key: EncodingKey::from_ec_der(&pair.serialize_der()),
+        jwk: json!({
+            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": id,
+            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
+        }),
+    }
+}
+
+fn in_seconds(seconds: i64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.as_secs().checked_add_signed(seconds).unwrap()
+}
+
+/// Claims that are believed.
+fn claims(subject: &str) -> Value {
+    json!({ "sub": subject, "iss": "titan", "aud": "shop", "exp": in_seconds(600) })
+}
+
+impl Signer {
+    fn sign(&self, claims: &Value) -> String {
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.id.into());
+        format!("Bearer {}", encode(&header, claims, &self.key).unwrap())
+    }
+
+    fn token(&self, subject: &str) -> String {
+        self.sign(&claims(subject))
+    }
+}
+
+/// What an issuer says when it is asked for its keys.
+#[derive(Clone)]
+enum Says {
+    Keys(Vec<Value>),
+    /// This, whatever it is.
+    Raw(&'static str),
+    /// Nothing.
+    Silence,
+}
+
+/// An issuer that publishes its keys over HTTP.
+struct Issuer {
+    address: SocketAddr,
+    says: Arc<Mutex<Says>>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn start(keys: Vec<Value>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let issuer = Issuer {
+            address: listener.local_addr().unwrap(),
+            says: Arc::new(Mutex::new(Says::Keys(keys))),
+            asked: Arc::default(),
+        };
+        let (says, asked) = (issuer.says.clone(), issuer.asked.clone());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                asked.fetch_add(1, SeqCst);
+                let answer = match says.lock().unwrap().clone() {
+                    Says::Keys(keys) => {
+                        let body = json!({ "keys": keys }).to_string();
+                        let length = body.len();
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
+                    }
+                    Says::Raw(text) => text.to_owned(),
+                    Says::Silence => String::new(),
+                };
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(stream.read_u8().await?);
+                    }
+                    stream.write_all(answer.as_bytes()).await?;
+                    // Until the client leaves.
+                    stream.read_u8().await
+                });
+            }
+        });
+        issuer
+    }
+
+    fn says(&self, says: Says) {
+        *self.says.lock().unwrap() = says;
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(SeqCst)
+    }
+}
+
+/// A configuration in which keys come from this issuer's tokens alone.
+fn config_with(issuer: &Issuer, refresh: Duration) -> Config {
+    let mut config = config();
+    config.trusted_peers = TrustedPeers::None;
+    config.jwt = Some(Jwt {
+        jwks: format!("http://{}/keys", issuer.address),
+        ca: None,
+        issuer: Some("titan".into()),
+        audience: Some("shop".into()),
+        refresh: Span(refresh),
+    });
+    config
+}
+
+async fn router(config: Config, pod: &Pod) -> Router {
+    let cells = [("cell-001", &*pod.endpoint())];
+    let table = table(1, vec![row(0, 99, "cell-001", Active)], &cells);
+    support::router(config, Some(&table)).await
+}
+
+/// The key that the pod saw, or why it saw none.
+async fn seen(client: &Client, token: &str) -> String {
+    let reply = client
+        .call(PATH, &[("authorization", token)])
+        .await
+        .unwrap();
+    match reply.header("x-titan-router-error") {
+        "" => reply.header("x-seen-key").to_owned(),
+        error => error.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn tokens_are_believed_only_when_all_of_them_is_right() {
+    let a = pod("a").await;
+    let (known, impostor) = (signer("known"), signer("known"));
+    let issuer = Issuer::start(vec![known.jwk.clone()]).await;
+    let router = router(config_with(&issuer, Duration::from_mins(5)), &a).await;
+    let client = Client::connect(router.listen).await;
+    let good = known.token("42");
+    for _ in 0..3 {
+        assert_eq!(seen(&client, &good).await, "42");
+    }
+    let mut number = claims("");
+    number["sub"] = json!(43);
+    assert_eq!(seen(&client, &known.sign(&number)).await, "43");
+    let headers = [("authorization", &*good), ("x-titan-key", "7")];
+    let reply = client.call(PATH, &headers).await.unwrap();
+    assert_eq!(reply.header("x-seen-key"), "42", "the token counts");
+    assert_eq!(seen(&client, &known.token("maria")).await, "bad-key");
+
+    let with = |name: &str, value: Value| {
+        let mut claims = claims("42");
+        claims[name] = value;
+        known.sign(&claims)
+    };
+    let mut forged = good.clone();
+    forged.replace_range(good.len() - 6.., "AAAAAA");
+    let payload = good.split('.').nth(1).unwrap();
+    let unsigned = |header: Value| {
+        let header = URL_SAFE_NO_PAD.encode(header.to_string());
+        format!("Bearer {header}.{payload}.")
+    };
+    // The public key, which everybody has, taken for a shared secret.
+    let mut symmetric = Header::new(Algorithm::HS256);
+    symmetric.kid = Some("known".into());
+    let public = known.jwk["x"].as_str().unwrap().as_bytes();
+    let symmetric = encode(&symmetric, &claims("42"), &EncodingKey::from_secret(public));
+    let refused = [
+        ("a forged signature", forged),
+        ("expired", with("exp", json!(in_seconds(-60)))),
+        ("never expires", with("exp", Value::Null)),
+        ("not valid yet", with("nbf", json!(in_seconds(120)))),
+        ("another issuer", with("iss", json!("somebody"))),
+        ("no issuer", with("iss", Value::Null)),
+        ("another audience", with("aud", json!("bank"))),
+        ("no audience", with("aud", Value::Null)),
+        ("nobody", with("sub", Value::Null)),
+        ("another key of the same name", impostor.token("42")),
+        ("alg none", unsigned(json!({"alg": "none", "kid": "known"}))),
+        (
+            "alg ES256 without a signature",
+            unsigned(json!({"alg": "ES256", "kid": "known"})),
+        ),
+        (
+            "alg HS256 by the public key",
+            format!("Bearer {}", symmetric.unwrap()),
+        ),
+        ("too large", format!("{good}.{}", "x".repeat(9_000))),
+        ("nonsense", "Bearer nonsense".into()),
+        ("empty", "Bearer ".into()),
+    ];
+    let before = a.requests();
+    for (what, token) in &refused {
+        assert_eq!(seen(&client, token).await, "bad-token", "{what}");
+    }
+    assert_eq!(seen(&client, "Basic dTpw").await, "no-key");
+    assert_eq!(a.requests(), before, "the cell saw none of them");
+}
+
+#[tokio::test]
+async fn keys_rotate_and_unknown_ones_cannot_make_the_router_hammer_the_issuer() {
+    let a = pod("a").await;
+    let (first, second, unknown) = (signer("first"), signer("second"), signer("unknown"));
+    let issuer = Issuer::start(vec![first.jwk.clone()]).await;
+    let router = router(config_with(&issuer, Duration::from_mins(5)), &a).await;
+    let client = Client::connect(router.listen).await;
+    let good = first.token("42");
+    assert_eq!(seen(&client, &good).await, "42");
+    assert_eq!(issuer.asked(), 1);
+
+    // The first token of the new key makes the router ask, long before the next refresh.
+    issuer.says(Says::Keys(vec![first.jwk.clone(), second.jwk.clone()]));
+    assert_eq!(seen(&client, &second.token("44")).await, "44");
+    assert_eq!(issuer.asked(), 2);
+    issuer.says(Says::Keys(vec![second.jwk.clone()]));
+
+    let started = Instant::now();
+    let flood: Vec<_> = (0..200)
+        .map(|index| {
+            let (client, token) = (client.clone(), unknown.token(&index.to_string()));
+            tokio::spawn(async move { seen(&client, &token).await })
+        })
+        .collect();
+    for request in flood {
+        assert_eq!(request.await.unwrap(), "bad-token");
+    }
+    for index in 0..3 {
+        assert_eq!(
+            seen(&client, &unknown.token(&format!("1{index}"))).await,
+            "bad-token"
+        );
+    }
+    let most = 3 + usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert!(issuer.asked() <= most, "asked {} times", issuer.asked());
+    assert_eq!(
+        seen(&client, &good).await,
+        "bad-token",
+        "a key that went verifies nothing"
+    );
+}
+
+#[tokio::test]
+async fn an_issuer_that_cannot_be_had_leaves_the_keys_as_they_are() {
+    let a = pod("a").await;
+    let (known, later) = (signer("known"), signer("later"));
+    let issuer = Issuer::start(vec![known.jwk.clone()]).await;
+    let router = router(config_with(&issuer, Duration::from_millis(100)), &a).await;
+    let client = Client::connect(router.listen).await;
+    let good = known.token("42");
+    assert_eq!(seen(&client, &good).await, "42");
+    let faults = [
+        Says::Raw("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"),
+        Says::Raw("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>"),
+        Says::Raw("HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"keys\":[]}"),
+        Says::Raw("SSH-2.0-OpenSSH_9.2\r\n"),
+        Says::Silence,
+    ];
+    for fault in faults {
+        issuer.says(fault);
+        let asked = issuer.asked();
+        until("the issuer to be asked again", || {
+            issuer.asked() >= asked + 2
+        })
+        .await;
+        assert_eq!(seen(&client, &good).await, "42", "the last keys count");
+        // Another token, which no thread remembers.
+        assert_eq!(seen(&client, &known.token("43")).await, "43");
+    }
+    let started = Instant::now();
+    assert_eq!(seen(&client, &later.token("44")).await, "bad-token");
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "it does not wait for long"
+    );
+    issuer.says(Says::Keys(vec![later.jwk.clone()]));
+    let back = async { while seen(&client, &later.token("44")).await != "44" {} };
+    tokio::time::timeout(support::PATIENCE, back).await.unwrap();
+}

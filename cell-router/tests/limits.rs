@@ -1,0 +1,343 @@
+//! Limits: what a client, a cell or a moment of too much can take from others.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cell_router::config::{Config, Span};
+use cell_router::deadline;
+use http::{HeaderValue, Method, Request};
+use support::{Client, Pod, PodAnswer, config, pod, pod_with, router, row, table, until};
+use titan_routing::AssignmentState::{Active, Moving};
+use tokio::net::TcpStream;
+
+const PATH: &str = "/titan.order.v1.Orders/Get";
+const KIB: usize = 1024;
+
+/// One thread and one connection to each pod, so that all requests share them.
+fn narrow() -> Config {
+    let mut config = config();
+    config.threads = 1;
+    config.upstream.connections_per_pod = 1;
+    config
+}
+
+fn one_cell(pod: &Pod) -> Arc<titan_routing::RoutingTable> {
+    let cells = [("cell-001", &*pod.endpoint())];
+    table(1, vec![row(0, 9, "cell-001", Active)], &cells)
+}
+
+/// A pod that answers each request with so many bytes.
+async fn pod_of(bytes: usize) -> Pod {
+    let body = Bytes::from(vec![7; bytes]);
+    pod_with(Arc::new(move |_| PodAnswer::Body(body.clone()))).await
+}
+
+/// A client that asks for so many answers and takes almost nothing of them.
+async fn taker_of_nothing(address: SocketAddr, requests: usize) -> Vec<h2::client::ResponseFuture> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = h2::client::Builder::new()
+        .initial_window_size(100)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..requests {
+        sender = sender.ready().await.unwrap();
+        let request = Request::post(format!("http://router{PATH}"))
+            .header("content-type", "application/grpc")
+            .header("x-titan-key", "5")
+            .body(())
+            .unwrap();
+        answers.push(sender.send_request(request, true).unwrap().0);
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_take_nothing_do_not_stop_the_answers_of_others() {
+    let a = pod_of(512 * KIB).await;
+    let router = router(narrow(), Some(&one_cell(&a))).await;
+    let mut stuck = Vec::new();
+    for _ in 0..2 {
+        stuck.extend(taker_of_nothing(router.listen, 25).await);
+    }
+    for answer in &mut stuck {
+        assert_eq!(answer.await.unwrap().status(), 200);
+    }
+    assert_eq!(
+        router.shared.metrics.in_flight(),
+        50,
+        "all of them wait for their client"
+    );
+    // Over the same connection to the pod.
+    let client = Client::connect(router.listen).await;
+    let others = async {
+        for _ in 0..3 {
+            let reply = client.get(5).await;
+            assert_eq!(
+                (reply.grpc_status(), reply.body.len()),
+                (Some(0), 512 * KIB)
+            );
+        }
+    };
+    let served = tokio::time::timeout(Duration::from_secs(10), others).await;
+    assert!(served.is_ok(), "an answer is stuck behind those of others");
+    assert_eq!(a.connections(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_take_nothing_are_cut_off() {
+    let a = pod_of(512 * KIB).await;
+    let mut config = narrow();
+    config.limits.stalled = Span(Duration::from_secs(1));
+    let router = router(config, Some(&one_cell(&a))).await;
+    let stuck = taker_of_nothing(router.listen, 10).await;
+    let metrics = router.shared.metrics.clone();
+    until("the requests", || metrics.in_flight() == 10).await;
+    let client = Client::connect(router.listen).await;
+    assert_eq!(client.get(5).await.body.len(), 512 * KIB);
+    until("the end of the requests", || metrics.in_flight() == 0).await;
+    until("the end of the connection", || metrics.connections() == 1).await;
+    assert!(
+        metrics
+            .render(&[])
+            .contains("cell_router_connections_reaped_total 1\n")
+    );
+    assert_eq!(
+        client.get(5).await.body.len(),
+        512 * KIB,
+        "who takes is not cut off"
+    );
+    drop(stuck);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_that_takes_nothing_does_not_stop_what_its_clients_send_to_others() {
+    // A pod that accepts connections, says what HTTP/2 wants, and never takes a byte of a body.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stuck = listener.local_addr().unwrap().to_string();
+    let (taken, mut all_taken) = tokio::sync::mpsc::channel(100);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let taken = taken.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                let mut held = Vec::new();
+                while let Some(Ok(request)) = connection.accept().await {
+                    held.push(request);
+                    taken.send(()).await.unwrap();
+                }
+            });
+        }
+    });
+    let b = pod("b").await;
+    let rows = vec![
+        row(0, 9, "cell-001", Active),
+        row(10, 19, "cell-002", Active),
+    ];
+    let cells = [("cell-001", &*stuck), ("cell-002", &*b.endpoint())];
+    let router = router(narrow(), Some(&table(1, rows, &cells))).await;
+    // One connection, as a gateway in front would have.
+    let client = Client::connect(router.listen).await;
+    let body = Bytes::from(vec![7; 256 * KIB]);
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        let (client, body) = (client.clone(), body.clone());
+        waiting.push(tokio::spawn(async move {
+            client.call_with(PATH, &[("x-titan-key", "5")], body).await
+        }));
+    }
+    for _ in 0..40 {
+        let request = tokio::time::timeout(support::PATIENCE, all_taken.recv()).await;
+        assert!(request.unwrap().is_some());
+    }
+    let others = client.call_with(PATH, &[("x-titan-key", "15")], body);
+    let reply = tokio::time::timeout(Duration::from_secs(10), others).await;
+    let reply = reply
+        .expect("stuck behind what goes to another cell")
+        .unwrap();
+    assert_eq!((reply.pod(), reply.body.len()), ("b", 256 * KIB));
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn a_long_answer_is_no_idle_connection() {
+    let long = pod_with(Arc::new(|_| PodAnswer::Later(Duration::from_secs(4)))).await;
+    let mut config = narrow();
+    config.limits.idle = Span(Duration::from_secs(1));
+    let router = router(config, Some(&one_cell(&long))).await;
+    let client = Client::connect(router.listen).await;
+    assert_eq!(client.get(5).await.grpc_status(), Some(0));
+    let metrics = router.shared.metrics.clone();
+    assert!(
+        metrics
+            .render(&[])
+            .contains("cell_router_connections_reaped_total 0\n")
+    );
+    assert_eq!(metrics.connections(), 1);
+    until("the idle connection to be closed", || {
+        metrics.connections() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn more_requests_than_allowed_are_refused_at_once() {
+    let silent = pod_with(Arc::new(|_| PodAnswer::Silence)).await;
+    let mut config = narrow();
+    config.limits.in_flight = 4;
+    let router = router(config, Some(&one_cell(&silent))).await;
+    let client = Client::connect(router.listen).await;
+    let timeout = [("x-titan-key", "5"), ("grpc-timeout", "1S")];
+    let burst: Vec<_> = (0..50)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.call(PATH, &timeout).await.unwrap() })
+        })
+        .collect();
+    let mut errors = std::collections::BTreeMap::<String, usize>::new();
+    for request in burst {
+        let reply = request.await.unwrap();
+        let error = reply.header("x-titan-router-error").to_owned();
+        *errors.entry(error).or_default() += 1;
+    }
+    assert_eq!(
+        (errors["deadline"], errors["overloaded"], silent.requests()),
+        (4, 46, 4),
+        "{errors:?}"
+    );
+    // When they ended, there is room again.
+    let again = async {
+        while client
+            .call(PATH, &timeout)
+            .await
+            .unwrap()
+            .header("x-titan-router-error")
+            != "deadline"
+        {}
+    };
+    tokio::time::timeout(support::PATIENCE, again)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn requests_are_refused_while_memory_is_short() {
+    let a = pod("a").await;
+    let router = router(narrow(), Some(&one_cell(&a))).await;
+    let client = Client::connect(router.listen).await;
+    assert_eq!(client.get(5).await.pod(), "a");
+    let mut short = narrow();
+    short.limits.memory_bytes = 1;
+    router.shared.use_config(short).unwrap();
+    until("the watch over memory", || router.shared.is_overloaded()).await;
+    let reply = client.get(5).await;
+    assert_eq!(
+        (reply.grpc_status(), reply.header("x-titan-router-error")),
+        (Some(14), "overloaded")
+    );
+    let page = support::page(router.metrics, "/metrics").await;
+    assert!(page.contains("cell_router_overloaded 1\n"), "{page}");
+    assert!(page.contains("cell_router_rejections_total{reason=\"overloaded\"} 1\n"));
+    let ready = support::page(router.metrics, "/readyz").await;
+    assert!(
+        ready.starts_with("HTTP/1.1 200"),
+        "shedding is not leaving: {ready}"
+    );
+    router.shared.use_config(narrow()).unwrap();
+    until("memory again", || !router.shared.is_overloaded()).await;
+    assert_eq!(client.get(5).await.pod(), "a");
+}
+
+#[tokio::test]
+async fn a_deadline_shrinks_on_its_way() {
+    let a = pod("a").await;
+    let cells = [("cell-001", &*a.endpoint())];
+    let mut config = config();
+    config.hold.max_wait = Span(Duration::from_millis(300));
+    config.limits.max_deadline = Span(Duration::from_mins(1));
+    let held = table(1, vec![row(0, 9, "cell-001", Moving)], &cells);
+    let router = router(config, Some(&held)).await;
+    let client = Client::connect(router.listen).await;
+    let seen = async |timeout: &str| {
+        let headers = [("x-titan-key", "5"), ("grpc-timeout", timeout)];
+        let reply = client.call(PATH, &headers).await.unwrap();
+        deadline::parse(reply.header("x-seen-timeout").as_bytes()).unwrap()
+    };
+    // It waited for the move for 300 ms.
+    let left = seen("10S").await;
+    let most = Duration::from_millis(9_700);
+    assert!(left <= most && left > Duration::from_secs(1), "{left:?}");
+    let left = seen("2H").await;
+    assert!(left <= Duration::from_mins(1), "cut to the limit: {left:?}");
+
+    router
+        .shared
+        .use_table(table(2, vec![row(0, 9, "cell-001", Active)], &cells));
+    let left = seen("2H").await;
+    assert!(
+        left <= Duration::from_mins(1),
+        "without a wait, too: {left:?}"
+    );
+    let left = seen("30S").await;
+    assert!(left <= Duration::from_secs(30), "{left:?}");
+
+    // A wait longer than the deadline ends with it, and the cell never hears of the request.
+    router
+        .shared
+        .use_table(table(3, vec![row(0, 9, "cell-001", Moving)], &cells));
+    let before = a.requests();
+    let started = Instant::now();
+    let headers = [("x-titan-key", "5"), ("grpc-timeout", "50m")];
+    let reply = client.call(PATH, &headers).await.unwrap();
+    assert_eq!(reply.header("x-titan-router-error"), "deadline");
+    assert!(started.elapsed() < Duration::from_millis(290));
+    assert_eq!(a.requests(), before);
+}
+
+#[tokio::test]
+async fn connect_is_refused_and_hurts_nobody() {
+    let a = pod("a").await;
+    let router = router(config(), Some(&one_cell(&a))).await;
+    let stream = TcpStream::connect(router.listen).await.unwrap();
+    let request = "CONNECT order.test:443 HTTP/1.1\r\nHost: order.test\r\nx-titan-key: 5\r\nConnection: close\r\n\r\n";
+    let answer = support::raw(stream, request).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("\"bad-request\""), "{answer}");
+
+    let stream = TcpStream::connect(router.listen).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = "order.test:443".parse().unwrap();
+    let key = HeaderValue::from_static("5");
+    request.headers_mut().insert("x-titan-key", key);
+    sender = sender.ready().await.unwrap();
+    let answer = sender.send_request(request, true).unwrap().0.await.unwrap();
+    assert_eq!(answer.status(), 400);
+    assert_eq!(answer.headers()["x-titan-router-error"], "bad-request");
+
+    // WebSocket over HTTP/2 (RFC 8441) is not offered in the settings, so browsers do not try it.
+    assert!(!sender.is_extended_connect_protocol_enabled());
+    let mut request = Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = "http://order.test/socket".parse().unwrap();
+    request
+        .extensions_mut()
+        .insert(h2::ext::Protocol::from_static("websocket"));
+    let answer = match sender.send_request(request, false) {
+        Ok((answer, _body)) => answer.await.map(|answer| answer.status().as_u16()),
+        Err(error) => Err(error),
+    };
+    assert!(answer.is_err() || answer.unwrap() == 400);
+    assert_eq!(Client::connect(router.listen).await.get(5).await.pod(), "a");
+    assert_eq!(a.requests(), 1);
+}
