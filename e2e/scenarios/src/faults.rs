@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Event;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use titan_crds::Cell;
+use uuid::Uuid;
 
 use crate::cluster::{Cluster, SYSTEM, ensure, is_ready, until};
 use crate::load::{Load, Record};
@@ -16,6 +18,7 @@ use crate::orders::router;
 fn told(record: &Record) -> Value {
     json!({
         "confirmedOrders": record.confirmed.len(),
+        "carts": record.carts.len(),
         "lostOrders": 0,
         "failedAttempts": record.failed_attempts,
         "longestGapSeconds": record.longest_gap.as_secs_f64(),
@@ -100,6 +103,47 @@ pub async fn stores_die(cluster: &Cluster) -> Result<Value> {
     measured.insert("redisTraffic".to_owned(), told(&record));
     cluster.delete("cell-faults").await?;
     Ok(Value::Object(measured))
+}
+
+/// The only member of a PostgreSQL without a volume dies: the cell says what was lost, and comes back empty by itself.
+pub async fn database_without_volume_dies(cluster: &Cluster) -> Result<Value> {
+    let cell: Cell = serde_json::from_value(json!({
+        "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
+        "metadata": {"name": "cell-lost"},
+        "spec": {
+            "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
+            "userRange": {"first": 710_001, "last": 720_000},
+            "databases": {"postgres": {"members": 1, "storage": {"ephemeral": {}}}},
+        },
+    }))?;
+    cluster.apply(&cell).await?;
+    cluster.wait_ready("cell-lost").await?;
+    let shop = router(cluster).await?;
+    let key = 710_001;
+    let before = shop.place(key, Uuid::now_v7()).await?;
+
+    let began = Instant::now();
+    cluster.kill("cell-lost", "postgres-0").await?;
+    let events: Api<Event> = Api::default_namespaced(cluster.client.clone());
+    let told = until(Duration::from_mins(2), async || {
+        let selector = "involvedObject.name=cell-lost,reason=DataLost";
+        let found = events.list(&ListParams::default().fields(selector)).await?;
+        Ok(found.items.into_iter().next())
+    });
+    let told = told.await?.context("no Event told of the loss")?;
+    cluster.wait_ready("cell-lost").await?;
+    let ready = began.elapsed();
+    let again = until(Duration::from_secs(30), async || {
+        Ok(Some(shop.place(key, Uuid::now_v7()).await?))
+    });
+    again.await?.context("no order was taken after the loss")?;
+    ensure(shop.get(key, &before.id).await.is_err(), || {
+        "an order from before is there: then nothing was lost, and nothing shown".to_owned()
+    })?;
+    cluster.delete("cell-lost").await?;
+    Ok(json!({
+        "readyAgainSeconds": ready.as_secs_f64(), "said": told.message,
+    }))
 }
 
 /// Kills a pod of the cell under load; returns the times, and what the customers remember.

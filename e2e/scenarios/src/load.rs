@@ -1,4 +1,4 @@
-//! Customers who order one thing after another, and remember what was confirmed to them.
+//! Customers who order one thing after another and count them in their carts, and remember what was confirmed to them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
+use tonic::Status;
 use uuid::Uuid;
 
 use crate::cluster::until;
 use crate::shop::Shop;
+
+/// The most of one thing that a cart takes.
+const MOST_IN_CART: u32 = 999;
 
 /// Load on one cell, until it is stopped.
 pub struct Load {
@@ -23,19 +27,38 @@ pub struct Load {
 pub struct Record {
     /// Orders that were confirmed: the customer and the order.
     pub confirmed: Vec<(u64, String)>,
+    /// What is in the carts.
+    pub carts: Vec<CartRecord>,
     /// Attempts that failed. The customer repeats them with the same idempotency key.
     pub failed_attempts: usize,
     /// The longest time without any confirmation.
     pub longest_gap: Duration,
 }
 
+/// What a customer knows of the cart.
+pub struct CartRecord {
+    key: u64,
+    sku: String,
+    /// The quantity that was confirmed last.
+    confirmed: u32,
+    /// The quantity that was asked for last.
+    attempted: u32,
+}
+
 impl Load {
-    /// Lets the customers of these keys order.
+    /// Lets the customers of these keys shop.
     pub fn start(shop: &Shop, keys: std::ops::Range<u64>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut customers = JoinSet::new();
         for key in keys {
-            customers.spawn(order_until(shop.clone(), key, stop.clone()));
+            let customer = Customer {
+                shop: shop.clone(),
+                key,
+                stop: stop.clone(),
+                last: Instant::now(),
+                record: Record::default(),
+            };
+            customers.spawn(customer.shop());
         }
         Load {
             shop: shop.clone(),
@@ -44,13 +67,14 @@ impl Load {
         }
     }
 
-    /// Stops, and reads every confirmed order back. One that is missing is an error.
+    /// Stops, and reads everything confirmed back. What is missing, or older than it was, is an error.
     pub async fn verify(mut self) -> Result<Record> {
         self.stop.store(true, Ordering::Release);
         let mut all = Record::default();
         while let Some(record) = self.customers.join_next().await {
             let record = record?;
             all.confirmed.extend(record.confirmed);
+            all.carts.extend(record.carts);
             all.failed_attempts += record.failed_attempts;
             all.longest_gap = all.longest_gap.max(record.longest_gap);
         }
@@ -58,40 +82,98 @@ impl Load {
             bail!("not one order was confirmed, so nothing was shown");
         }
         for (key, order) in &all.confirmed {
-            let found = until(Duration::from_secs(20), async || {
-                Ok(Some(self.shop.get(*key, order).await?))
-            })
-            .await
-            .with_context(|| format!("order {order} of key {key} was confirmed and is lost"))?;
-            if found.is_none() {
-                bail!("order {order} of key {key} was confirmed and is lost");
+            patiently(async || self.shop.get(*key, order).await)
+                .await
+                .with_context(|| format!("order {order} of key {key} was confirmed and is lost"))?;
+        }
+        for cart in &all.carts {
+            let found = patiently(async || self.shop.in_cart(cart.key, &cart.sku).await)
+                .await
+                .with_context(|| format!("the cart of key {} cannot be read", cart.key))?;
+            if found != cart.confirmed && found != cart.attempted {
+                bail!(
+                    "the cart of key {} was confirmed to hold {} and holds {found}",
+                    cart.key,
+                    cart.confirmed
+                );
             }
         }
         Ok(all)
     }
 }
 
-async fn order_until(shop: Shop, key: u64, stop: Arc<AtomicBool>) -> Record {
-    let mut record = Record::default();
-    let mut last = Instant::now();
-    while !stop.load(Ordering::Acquire) {
-        let once = Uuid::now_v7();
+/// Reads, again and again for a while: what was just killed may still be coming back.
+async fn patiently<T>(mut read: impl AsyncFnMut() -> Result<T, Status>) -> Result<T> {
+    until(Duration::from_secs(20), async || Ok(Some(read().await?)))
+        .await?
+        .context("no answer")
+}
+
+struct Customer {
+    shop: Shop,
+    key: u64,
+    stop: Arc<AtomicBool>,
+    /// When something was last confirmed.
+    last: Instant,
+    record: Record,
+}
+
+impl Customer {
+    async fn shop(mut self) -> Record {
+        let (shop, key) = (self.shop.clone(), self.key);
+        let mut cart = CartRecord {
+            key,
+            sku: format!("teapot-{}", Uuid::now_v7().simple()),
+            confirmed: 0,
+            attempted: 0,
+        };
         loop {
-            match shop.place(key, once).await {
-                Ok(order) => {
-                    record.longest_gap = record.longest_gap.max(last.elapsed());
-                    last = Instant::now();
-                    record.confirmed.push((key, order.id));
+            let once = Uuid::now_v7();
+            let at = shop.clone();
+            let place = move || {
+                let shop = at.clone();
+                async move { shop.place(key, once).await }
+            };
+            let Some(order) = self.insist(place).await else {
+                break;
+            };
+            self.record.confirmed.push((key, order.id));
+            if cart.attempted < MOST_IN_CART {
+                cart.attempted += 1;
+                let once = Uuid::now_v7();
+                let quantity = cart.attempted;
+                let (at, sku) = (shop.clone(), cart.sku.clone());
+                let put = move || {
+                    let (shop, sku) = (at.clone(), sku.clone());
+                    async move { shop.put_in_cart(key, once, &sku, quantity).await }
+                };
+                if self.insist(put).await.is_none() {
                     break;
                 }
-                Err(_) => record.failed_attempts += 1,
+                cart.confirmed = quantity;
             }
-            if stop.load(Ordering::Acquire) {
-                break;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.record.carts.push(cart);
+        self.record
+    }
+
+    /// Tries until it is confirmed, or until the shop closes.
+    async fn insist<T>(
+        &mut self,
+        mut attempt: impl AsyncFnMut() -> Result<T, Status>,
+    ) -> Option<T> {
+        while !self.stop.load(Ordering::Acquire) {
+            match attempt().await {
+                Ok(confirmed) => {
+                    self.record.longest_gap = self.record.longest_gap.max(self.last.elapsed());
+                    self.last = Instant::now();
+                    return Some(confirmed);
+                }
+                Err(_) => self.record.failed_attempts += 1,
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        None
     }
-    record
 }

@@ -98,6 +98,12 @@ const ALL: &[Scenario] = &[
         run: |cluster| faults::operator_leader_dies(cluster).boxed_local(),
     },
     Scenario {
+        name: "database-without-volume-dies",
+        shows: "a cell whose only data went with a pod says so, and begins anew by itself",
+        only_by_name: false,
+        run: |cluster| faults::database_without_volume_dies(cluster).boxed_local(),
+    },
+    Scenario {
         name: "stores-die",
         shows: "no acknowledged write is lost with the leader of PostgreSQL or a Redis node",
         only_by_name: true,

@@ -17,6 +17,7 @@ pub async fn bad_input(cluster: &Cluster) -> Result<Value> {
     named.push(reversed_range(cluster).await?);
     named.push(overlap(cluster).await?);
     named.push(unknown_profile(cluster).await?);
+    named.push(no_storage(cluster).await?);
     named.extend(what_pods_find_out(cluster).await?);
     Ok(json!({ "named": named }))
 }
@@ -87,8 +88,32 @@ async fn unknown_profile(cluster: &Cluster) -> Result<String> {
     Ok("unknown profile".to_owned())
 }
 
-/// Mistakes that show only when pods are made: a tag that does not exist, more memory than any node has. The old release
-/// serves on meanwhile.
+/// PostgreSQL that does not come up, for its volume is of a class that the cluster does not have.
+async fn no_storage(cluster: &Cluster) -> Result<String> {
+    let mut homeless = cell("cell-homeless", 810_000, 810_999)?;
+    let persistent = json!({"size": "1Gi", "storageClassName": "no-such-class"});
+    homeless.spec.databases =
+        serde_json::from_value(json!({"postgres": {"storage": {"persistent": persistent}}}))?;
+    cluster.apply(&homeless).await?;
+    let message = cluster
+        .wait_condition(
+            "cell-homeless",
+            "Stalled",
+            "True",
+            Some("Unschedulable"),
+            SOON,
+        )
+        .await?;
+    ensure(
+        message.contains("postgres-0") && message.contains("StorageClass"),
+        || format!("which pod lacks what? {message}"),
+    )?;
+    cluster.delete("cell-homeless").await?;
+    Ok("PostgreSQL that does not come up".to_owned())
+}
+
+/// Mistakes that show only when pods are made: a tag that does not exist, a release that crashes, more memory than any node
+/// has. The old release serves on meanwhile.
 async fn what_pods_find_out(cluster: &Cluster) -> Result<Vec<String>> {
     let shop = crate::orders::router(cluster).await?;
     cluster
@@ -108,6 +133,23 @@ async fn what_pods_find_out(cluster: &Cluster) -> Result<Vec<String>> {
         .await?;
     cluster.wait_ready("cell-001").await?;
 
+    let crashing = json!({"spec": {"overrides": {"cart": {"release": "crashing"}}}});
+    cluster.patch("cell-001", crashing).await?;
+    let message = cluster
+        .wait_condition("cell-001", "Stalled", "True", Some("ServiceCrashing"), PODS)
+        .await?;
+    ensure(
+        message.contains("cart") && message.contains("exit code 3"),
+        || format!("what crashes, and how? {message}"),
+    )?;
+    shop.put_in_cart(78, uuid::Uuid::now_v7(), "teapot-blue", 1)
+        .await
+        .context("the old release should serve while the new one crashes")?;
+    cluster
+        .patch("cell-001", json!({"spec": {"overrides": {"cart": null}}}))
+        .await?;
+    cluster.wait_ready("cell-001").await?;
+
     let huge = json!({"spec": {"overrides": {"cart": {"resources": {
         "requests": {"memory": "4Ti"}, "limits": {"memory": "4Ti"},
     }}}}});
@@ -124,6 +166,7 @@ async fn what_pods_find_out(cluster: &Cluster) -> Result<Vec<String>> {
     cluster.wait_ready("cell-001").await?;
     Ok(vec![
         "unknown image tag".to_owned(),
+        "a release that crashes".to_owned(),
         "impossible resources".to_owned(),
     ])
 }

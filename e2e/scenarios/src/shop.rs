@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use titan_proto::cart::v1::cart_service_client::CartServiceClient;
+use titan_proto::cart::v1::{self as cart, AddRequest, UpdateRequest};
 use titan_proto::order::v1::order_service_client::OrderServiceClient;
 use titan_proto::order::v1::{CreateFromSagaRequest, GetRequest, LineInput, Money, Order};
 use tonic::metadata::{Ascii, MetadataValue};
@@ -19,6 +21,7 @@ pub const ROUTER_PORT: u16 = 8080;
 #[derive(Clone)]
 pub struct Shop {
     orders: OrderServiceClient<Channel>,
+    carts: CartServiceClient<Channel>,
 }
 
 impl Shop {
@@ -29,7 +32,8 @@ impl Shop {
             .timeout(Duration::from_secs(10))
             .connect_lazy();
         Ok(Shop {
-            orders: OrderServiceClient::new(channel),
+            orders: OrderServiceClient::new(channel.clone()),
+            carts: CartServiceClient::new(channel),
         })
     }
 
@@ -79,6 +83,57 @@ impl Shop {
     pub async fn get(&self, key: u64, id: &str) -> Result<Order, Status> {
         let request = with_key(GetRequest { id: id.to_owned() }, key)?;
         Ok(self.orders.clone().get(request).await?.into_inner())
+    }
+
+    /// Sets how many of a thing are in the customer's cart: 1 adds it, for it is not there yet.
+    pub async fn put_in_cart(
+        &self,
+        key: u64,
+        idempotency_key: Uuid,
+        sku: &str,
+        quantity: u32,
+    ) -> Result<(), Status> {
+        let mut carts = self.carts.clone();
+        let once = text(&idempotency_key.to_string())?;
+        if quantity > 1 {
+            let mut request = with_key(
+                UpdateRequest {
+                    sku: sku.to_owned(),
+                    quantity,
+                    expected_version: None,
+                },
+                key,
+            )?;
+            request.metadata_mut().insert("idempotency-key", once);
+            return carts.update(request).await.map(drop);
+        }
+        let line = cart::LineInput {
+            sku: sku.to_owned(),
+            seller_id: 7,
+            quantity,
+            unit_price: Some(cart::Money {
+                minor_units: 1999,
+                currency: "EUR".to_owned(),
+            }),
+            title: "Blue teapot".to_owned(),
+        };
+        let mut request = with_key(
+            AddRequest {
+                line: Some(line),
+                expected_version: None,
+            },
+            key,
+        )?;
+        request.metadata_mut().insert("idempotency-key", once);
+        carts.add(request).await.map(drop)
+    }
+
+    /// How many of a thing are in the customer's cart.
+    pub async fn in_cart(&self, key: u64, sku: &str) -> Result<u32, Status> {
+        let request = with_key(cart::GetRequest {}, key)?;
+        let cart = self.carts.clone().get(request).await?.into_inner();
+        let line = cart.lines.iter().find(|line| line.sku == sku);
+        Ok(line.map_or(0, |line| line.quantity))
     }
 }
 

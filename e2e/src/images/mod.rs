@@ -2,8 +2,8 @@
 
 pub mod binaries;
 mod oci;
-mod pause;
 mod postgres;
+mod tiny;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +18,8 @@ use crate::shell;
 
 /// The container that holds a pod's namespaces.
 pub const PAUSE: &str = "docker.io/titan/pause:1";
+/// A release of `cart` that crashes, for tests.
+pub const CRASHING: &str = "docker.io/titan/cart:crashing";
 /// PostgreSQL, Patroni and Redis.
 pub const POSTGRES: &str = "docker.io/titan/postgres:15";
 /// The tags of our own binaries: `dev`, and the same content once more, for tests that upgrade.
@@ -38,10 +40,9 @@ pub struct Built(Vec<Image>);
 
 /// Builds the images of what is not ours, those that are not in the cache.
 pub fn build_foreign(progress: &Progress) -> Result<Built> {
-    Ok(Built(vec![
-        pause::build(progress)?,
-        postgres::build(progress)?,
-    ]))
+    let mut images = tiny::build(progress)?;
+    images.push(postgres::build(progress)?);
+    Ok(Built(images))
 }
 
 /// Builds all images that are not in the cache.

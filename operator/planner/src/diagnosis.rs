@@ -37,9 +37,17 @@ fn unschedulable(pod: &Value, name: &str) -> Option<Diagnosis> {
             && condition["reason"] == "Unschedulable"
     })?;
     let why = condition["message"].as_str().unwrap_or("no node fits");
+    let volume = ["PersistentVolumeClaim", "StorageClass", "storageclass"]
+        .iter()
+        .any(|word| why.contains(word));
+    let advice = if volume {
+        "check the storage's storageClassName against `kubectl get storageclass`: the StorageClass must exist, or be the default, and have room"
+    } else {
+        "lower its resources or add nodes"
+    };
     Some(Diagnosis {
         reason: "Unschedulable",
-        message: format!("pod {name} fits no node: {why}; lower its resources or add nodes"),
+        message: format!("pod {name} fits no node: {why}; {advice}"),
         needs_person: true,
     })
 }
@@ -135,16 +143,28 @@ mod tests {
     }
 
     #[test]
-    fn an_unschedulable_pod_says_what_the_scheduler_says() {
-        let pod = json!({
-            "metadata": {"name": "order-1"},
-            "status": {"conditions": [{
-                "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
-                "message": "0/1 nodes are available: 1 Insufficient memory.",
-            }]},
-        });
-        let diagnosis = diagnose(&pod).unwrap();
-        assert_eq!(diagnosis.reason, "Unschedulable");
-        assert!(diagnosis.message.contains("Insufficient memory"));
+    fn an_unschedulable_pod_says_what_the_scheduler_says_and_what_to_do() {
+        for (said, advice) in [
+            (
+                "0/1 nodes are available: 1 Insufficient memory.",
+                "lower its resources",
+            ),
+            (
+                "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+                "storageClassName",
+            ),
+        ] {
+            let pod = json!({
+                "metadata": {"name": "order-1"},
+                "status": {"conditions": [{
+                    "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                    "message": said,
+                }]},
+            });
+            let diagnosis = diagnose(&pod).unwrap();
+            assert_eq!(diagnosis.reason, "Unschedulable");
+            assert!(diagnosis.message.contains(said));
+            assert!(diagnosis.message.contains(advice), "{}", diagnosis.message);
+        }
     }
 }

@@ -472,7 +472,6 @@ async fn every_field_of_a_cell_can_be_changed_and_changed_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not seen to its end yet: run it alone, with --ignored, on a machine that is not busy"]
 async fn every_field_of_a_profile_can_be_changed_and_changed_back() {
     every_field_of(Target::Profile).await;
 }
