@@ -6,7 +6,8 @@ mod router;
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use crate::report;
+use crate::progress::Progress;
+use crate::{preflight, report, tools};
 
 /// One benchmark.
 pub struct Bench {
@@ -33,7 +34,7 @@ pub const ALL: &[Bench] = &[
 ];
 
 /// Runs the benchmark of that name, or lists all.
-pub fn run(name: Option<&str>, arguments: &[String]) -> Result<()> {
+pub fn run(progress: &Progress, name: Option<&str>, arguments: &[String]) -> Result<()> {
     let Some(name) = name else {
         for bench in ALL {
             println!("{:<12} {}", bench.name, bench.measures);
@@ -44,6 +45,8 @@ pub fn run(name: Option<&str>, arguments: &[String]) -> Result<()> {
         let names: Vec<_> = ALL.iter().map(|bench| bench.name).collect();
         bail!("no benchmark `{name}`; there are: {}", names.join(", "));
     };
+    preflight::for_tools()?;
+    tools::ensure_for_benchmarks(progress)?;
     let result = (bench.run)(arguments)?;
     println!("{}", serde_json::to_string_pretty(&result)?);
     println!(

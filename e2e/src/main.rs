@@ -86,7 +86,7 @@ fn run(command: Command) -> Result<ExitCode> {
             );
         }
         Command::Test(options) => checks::run(&progress, &options)?,
-        Command::Bench { name, arguments } => bench::run(name.as_deref(), &arguments)?,
+        Command::Bench { name, arguments } => bench::run(&progress, name.as_deref(), &arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
 
 use anyhow::{Context, Result, bail};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, ensure, length};
+use crate::cluster::{Cluster, SYSTEM, ensure, length};
 
 /// Three cells at rest cost no API write, counted by the apiserver.
 pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
@@ -22,7 +25,9 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
     // A reconcile that was under way when the last cell became ready is over long before this.
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     let start = length(log)?;
+    let before = usage(cluster).await?;
     tokio::time::sleep(cluster.rest).await;
+    let after = usage(cluster).await?;
 
     let mut file = std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
     ensure(length(log)? >= start, || {
@@ -58,5 +63,54 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
     ensure(writes.is_empty(), || format!("writes at rest: {writes:?}"))?;
     Ok(json!({
         "seconds": cluster.rest.as_secs(), "operatorWrites": 0, "leaseRenewals": leases, "writesOfOthers": others,
+        "cells": 3,
+        "operators": operators(&before, &after),
     }))
+}
+
+/// What a pod of the operator uses, by the kubelet's account.
+struct Usage {
+    resident_bytes: u64,
+    cpu_seconds: f64,
+}
+
+async fn usage(cluster: &Cluster) -> Result<BTreeMap<String, Usage>> {
+    let nodes = Api::<Node>::all(cluster.client.clone())
+        .list(&ListParams::default())
+        .await?;
+    let mut found = BTreeMap::new();
+    for node in nodes {
+        let path = format!("/api/v1/nodes/{}/proxy/stats/summary", node.name_any());
+        let request = http::Request::get(path).body(Vec::new())?;
+        let summary: Value = cluster.client.request(request).await?;
+        for pod in summary["pods"].as_array().into_iter().flatten() {
+            let name = pod["podRef"]["name"].as_str().unwrap_or_default();
+            if pod["podRef"]["namespace"] != SYSTEM || !name.starts_with("titan-operator-") {
+                continue;
+            }
+            let container = &pod["containers"][0];
+            let nanoseconds = container["cpu"]["usageCoreNanoSeconds"].as_u64();
+            let usage = Usage {
+                resident_bytes: container["memory"]["rssBytes"].as_u64().unwrap_or(0),
+                cpu_seconds: nanoseconds.unwrap_or(0) as f64 / 1e9,
+            };
+            found.insert(name.to_owned(), usage);
+        }
+    }
+    Ok(found)
+}
+
+fn operators(before: &BTreeMap<String, Usage>, after: &BTreeMap<String, Usage>) -> Value {
+    let pods = after.iter().map(|(name, after)| {
+        let at_rest = before
+            .get(name)
+            .map(|before| after.cpu_seconds - before.cpu_seconds);
+        json!({
+            "pod": name,
+            "residentMiB": after.resident_bytes as f64 / f64::from(1 << 20),
+            "cpuSecondsSinceStart": after.cpu_seconds,
+            "cpuSecondsAtRest": at_rest,
+        })
+    });
+    pods.collect()
 }

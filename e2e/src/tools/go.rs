@@ -59,7 +59,7 @@ const ETCD: Workspace = Workspace {
     programs: &[("etcd", ".")],
 };
 
-const INSTALLED: [Installed; 6] = [
+const INSTALLED: [Installed; 5] = [
     Installed {
         tool: "coredns",
         version: cache::COREDNS,
@@ -69,11 +69,6 @@ const INSTALLED: [Installed; 6] = [
         tool: "helm",
         version: cache::HELM,
         package: "helm.sh/helm/v3/cmd/helm",
-    },
-    Installed {
-        tool: "kwok",
-        version: cache::KWOK,
-        package: "sigs.k8s.io/kwok/cmd/kwok",
     },
     Installed {
         tool: "grpcurl",
@@ -91,6 +86,18 @@ const INSTALLED: [Installed; 6] = [
         package: "github.com/rancher/local-path-provisioner",
     },
 ];
+
+/// Only the benchmark of the operator wants it, and it takes minutes to build.
+const KWOK: Installed = Installed {
+    tool: "kwok",
+    version: cache::KWOK,
+    package: "sigs.k8s.io/kwok/cmd/kwok",
+};
+
+/// Builds what only benchmarks need and is not in the cache.
+pub fn ensure_for_benchmarks(progress: &Progress) -> Result<()> {
+    install(progress, &KWOK)
+}
 
 /// Builds what is not in the cache. One after the other: each build uses all cores by itself.
 pub fn ensure(progress: &Progress) -> Result<()> {

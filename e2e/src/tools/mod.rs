@@ -24,3 +24,9 @@ pub fn ensure(progress: &Progress) -> Result<()> {
         Box::new(|| go::ensure(progress)),
     ])
 }
+
+/// The same for benchmarks, which need more.
+pub fn ensure_for_benchmarks(progress: &Progress) -> Result<()> {
+    ensure(progress)?;
+    go::ensure_for_benchmarks(progress)
+}
