@@ -11,6 +11,7 @@ mod pod;
 mod postgres;
 mod redis;
 mod service;
+mod store;
 
 use serde::Serialize;
 

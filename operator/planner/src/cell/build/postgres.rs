@@ -2,17 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1::{
-    StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec,
-    StatefulSetUpdateStrategy,
-};
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, EnvVar,
-    PersistentVolumeClaim, PersistentVolumeClaimSpec, PodTemplateSpec, Service, ServiceSpec,
-    Volume, VolumeResourceRequirements,
+    ConfigMap, Container, EmptyDirVolumeSource, EnvVar, Service, ServiceSpec, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use titan_crds::Resources;
 
 use super::Objects;
@@ -23,17 +17,17 @@ use super::patroni::{
     configuration,
 };
 use super::pod::{
-    Checksum, Patience, STORE_USER, container_port, container_security, disruption_budget,
-    empty_dir, ephemeral_volume, field_variable, http_probe, mount, pod_spec, resources,
+    Checksum, Patience, STORE_USER, config_map_volume, container_port, container_security,
+    disruption_budget, empty_dir, field_variable, http_probe, mount, pod_spec, resources,
     secret_variable, service_account, service_port, variable,
 };
+use super::store::Store;
 use crate::cell::model::{
     Credentials, Invalid, PostgresPlan, ServerCredentials, StoreStorage, ValidatedCell,
 };
 use crate::cell::names::{
-    CONFIG_CHECKSUM, Component, Labels, PATRONI_PORT, PATRONI_ROLE, POSTGRES, POSTGRES_ADMIN,
-    POSTGRES_MEMBERS, POSTGRES_PATRONI, POSTGRES_PORT, meta, part_labels, selector,
-    selector_labels, strings,
+    Component, PATRONI_PORT, PATRONI_ROLE, POSTGRES, POSTGRES_ADMIN, POSTGRES_MEMBERS,
+    POSTGRES_PATRONI, POSTGRES_PORT, meta, part_labels, selector_labels, strings,
 };
 use crate::object::{Kind, MANAGER, Stage, canonical};
 
@@ -203,46 +197,33 @@ fn stateful_set(
 ) -> StatefulSetSpec {
     let mut labels = part_labels(cell, POSTGRES, COMPONENT);
     labels.extend(strings([(SCOPE_LABEL, POSTGRES)]));
-    let mut volumes = vec![
-        config_map_volume("patroni", POSTGRES_PATRONI),
-        empty_dir("run", Some("16Mi")),
-        shared_memory(),
-        empty_dir("tmp", Some("256Mi")),
-    ];
-    volumes.extend(ephemeral_volume("data", storage));
     let mut pod = pod_spec(
         cell,
         POSTGRES,
         COMPONENT,
         STORE_USER,
         vec![container(cell, amounts)],
-        volumes,
+        vec![
+            config_map_volume("patroni", POSTGRES_PATRONI),
+            empty_dir("run", Some("16Mi")),
+            shared_memory(),
+            empty_dir("tmp", Some("256Mi")),
+        ],
     );
     pod.automount_service_account_token = Some(true);
     // A fast shutdown ends with a checkpoint, and hands the lead over before that.
     pod.termination_grace_period_seconds = Some(60);
-    StatefulSetSpec {
-        replicas: Some(members),
-        service_name: Some(POSTGRES_MEMBERS.to_owned()),
-        selector: selector(selector_labels(POSTGRES, COMPONENT)),
-        // Whichever member is there first leads; after a power cut the leader may be any of them.
-        pod_management_policy: Some("Parallel".to_owned()),
-        update_strategy: Some(StatefulSetUpdateStrategy {
-            type_: Some("RollingUpdate".to_owned()),
-            rolling_update: None,
-        }),
-        persistent_volume_claim_retention_policy: Some(retain()),
-        volume_claim_templates: claims("data", storage, &part_labels(cell, POSTGRES, COMPONENT)),
-        template: PodTemplateSpec {
-            metadata: Some(ObjectMeta {
-                labels: Some(labels),
-                annotations: Some(strings([(CONFIG_CHECKSUM, checksum)])),
-                ..ObjectMeta::default()
-            }),
-            spec: Some(pod),
-        },
-        ..StatefulSetSpec::default()
+    Store {
+        name: POSTGRES,
+        component: COMPONENT,
+        members,
+        members_service: POSTGRES_MEMBERS,
+        storage,
+        pod_labels: labels,
+        checksum,
+        pod,
     }
+    .stateful_set(cell)
 }
 
 fn container(cell: &ValidatedCell, amounts: &Resources) -> Container {
@@ -343,58 +324,4 @@ fn shared_memory() -> Volume {
         }),
         ..Volume::default()
     }
-}
-
-pub(super) fn config_map_volume(name: &str, config_map: &str) -> Volume {
-    Volume {
-        name: name.to_owned(),
-        config_map: Some(ConfigMapVolumeSource {
-            name: config_map.to_owned(),
-            ..ConfigMapVolumeSource::default()
-        }),
-        ..Volume::default()
-    }
-}
-
-/// Claims outlive their pods and their StatefulSet: only deleting the namespace, or a person, deletes data.
-pub(super) fn retain() -> StatefulSetPersistentVolumeClaimRetentionPolicy {
-    StatefulSetPersistentVolumeClaimRetentionPolicy {
-        when_deleted: Some("Retain".to_owned()),
-        when_scaled: Some("Retain".to_owned()),
-    }
-}
-
-/// The claim of each member, where the storage is persistent.
-pub(super) fn claims(
-    name: &str,
-    storage: &StoreStorage,
-    labels: &Labels,
-) -> Option<Vec<PersistentVolumeClaim>> {
-    let StoreStorage::Persistent {
-        size,
-        storage_class_name,
-    } = storage
-    else {
-        return None;
-    };
-    Some(vec![PersistentVolumeClaim {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            labels: Some(labels.clone()),
-            ..ObjectMeta::default()
-        },
-        spec: Some(PersistentVolumeClaimSpec {
-            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
-            storage_class_name: storage_class_name.clone(),
-            resources: Some(VolumeResourceRequirements {
-                requests: Some(BTreeMap::from([(
-                    "storage".to_owned(),
-                    Quantity(size.clone()),
-                )])),
-                limits: None,
-            }),
-            ..PersistentVolumeClaimSpec::default()
-        }),
-        status: None,
-    }])
 }

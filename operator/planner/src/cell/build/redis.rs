@@ -3,27 +3,26 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec, StatefulSetUpdateStrategy};
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, ExecAction, KeyToPath, PodTemplateSpec, Probe, SecretVolumeSource,
-    Service, ServiceSpec, TCPSocketAction, Volume,
+    ConfigMap, Container, ExecAction, KeyToPath, Probe, SecretVolumeSource, Service, ServiceSpec,
+    TCPSocketAction, Volume,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use titan_crds::{RedisTopology, Resources};
 
 use super::Objects;
 use super::environment::opaque;
 use super::pod::{
-    Checksum, Patience, STORE_USER, container_port, container_security, disruption_budget,
-    ephemeral_volume, field_variable, mount, pod_spec, probe, resources, secret_variable,
+    Checksum, Patience, STORE_USER, config_map_volume, container_port, container_security,
+    disruption_budget, field_variable, mount, pod_spec, probe, resources, secret_variable,
     service_account, service_port,
 };
-use super::postgres::{claims, config_map_volume, retain};
+use super::store::Store;
 use crate::cell::model::{Credentials, Invalid, RedisPlan, StoreStorage, ValidatedCell};
 use crate::cell::names::{
-    CONFIG_CHECKSUM, Component, REDIS, REDIS_AUTH, REDIS_BUS_PORT, REDIS_CONFIG, REDIS_NODES,
-    REDIS_PORT, meta, part_labels, selector, selector_labels, strings,
+    Component, REDIS, REDIS_AUTH, REDIS_BUS_PORT, REDIS_CONFIG, REDIS_NODES, REDIS_PORT, meta,
+    part_labels, selector_labels,
 };
 use crate::cell::quantity::Quantity;
 use crate::object::{Kind, Stage};
@@ -215,40 +214,29 @@ fn stateful_set(
     amounts: &Resources,
     checksum: &str,
 ) -> StatefulSetSpec {
-    let labels = part_labels(cell, REDIS, COMPONENT);
-    let mut volumes = vec![auth_volume(), config_map_volume("config", REDIS_CONFIG)];
-    volumes.extend(ephemeral_volume("data", storage));
     let mut pod = pod_spec(
         cell,
         REDIS,
         COMPONENT,
         STORE_USER,
         vec![container(cell, topology, amounts)],
-        volumes,
+        vec![auth_volume(), config_map_volume("config", REDIS_CONFIG)],
     );
     pod.termination_grace_period_seconds = Some(30);
+    let store = Store {
+        name: REDIS,
+        component: COMPONENT,
+        members: topology.count(),
+        members_service: REDIS_NODES,
+        storage,
+        pod_labels: part_labels(cell, REDIS, COMPONENT),
+        checksum,
+        pod,
+    };
     StatefulSetSpec {
-        replicas: Some(topology.count()),
-        service_name: Some(REDIS_NODES.to_owned()),
-        selector: selector(selector_labels(REDIS, COMPONENT)),
-        pod_management_policy: Some("Parallel".to_owned()),
         // Between two nodes a cluster needs time to see the first one back and fail over to it.
         min_ready_seconds: (topology == RedisTopology::Cluster).then_some(10),
-        update_strategy: Some(StatefulSetUpdateStrategy {
-            type_: Some("RollingUpdate".to_owned()),
-            rolling_update: None,
-        }),
-        persistent_volume_claim_retention_policy: Some(retain()),
-        volume_claim_templates: claims("data", storage, &labels),
-        template: PodTemplateSpec {
-            metadata: Some(ObjectMeta {
-                labels: Some(labels),
-                annotations: Some(strings([(CONFIG_CHECKSUM, checksum)])),
-                ..ObjectMeta::default()
-            }),
-            spec: Some(pod),
-        },
-        ..StatefulSetSpec::default()
+        ..store.stateful_set(cell)
     }
 }
 
