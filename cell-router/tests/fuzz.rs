@@ -1,7 +1,6 @@
 //! Fuzz targets: everything that is parsed from outside, fed with valid input that was tampered with.
 //!
-//! They run for a few seconds each as tests; `TITAN_FUZZ_SECONDS` makes it longer. The same targets run under libFuzzer
-//! with `cargo bolero test` (see CONTRIBUTING.md).
+//! They run for a few seconds each as tests; `TITAN_FUZZ_SECONDS` makes it longer.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -7,6 +7,8 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod process;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
