@@ -18,5 +18,6 @@ mod crash;
 mod fields;
 mod harness;
 mod lifecycle;
+mod patroni;
 mod refusals;
 mod schema;

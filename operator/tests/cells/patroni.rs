@@ -1,0 +1,112 @@
+//! What the operator does for a PostgreSQL that Patroni runs, by Patroni's own objects. Patroni itself, and its pods, are
+//! the business of the scenarios in `e2e`.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use titan_crds::Cell;
+
+use crate::book::Book;
+use crate::harness::{World, condition};
+
+/// A world whose one cell has a PostgreSQL of its own, of one member without a volume.
+async fn world(name: &str) -> (World, Api<ConfigMap>, Api<Pod>) {
+    let world = World::new(name).await;
+    let mut cell = world.cell(1);
+    cell["spec"]["databases"] = json!({"postgres": {"members": 1, "storage": {"ephemeral": {}}}});
+    world.create::<Cell>(cell).await;
+    world.settle(&Arc::new(Book::new())).await.unwrap();
+    let namespace = world.cell_name(1);
+    let maps = Api::namespaced(world.client.clone(), &namespace);
+    let pods = Api::namespaced(world.client.clone(), &namespace);
+    (world, maps, pods)
+}
+
+/// A ConfigMap as Patroni makes it.
+async fn remember(maps: &Api<ConfigMap>, name: &str, annotations: Value) {
+    let map = ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            annotations: serde_json::from_value(annotations).unwrap(),
+            ..ObjectMeta::default()
+        },
+        ..ConfigMap::default()
+    };
+    maps.create(&PostParams::default(), &map).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_reach_a_cluster_that_was_made_before() {
+    let (world, maps, _) = world("settings").await;
+    let old = json!({"ttl": 99, "loop_wait": 1, "a-persons-own": true});
+    remember(&maps, "postgres-config", json!({"config": old.to_string()})).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let kept = maps.get("postgres-config").await.unwrap();
+    let config: Value = serde_json::from_str(&kept.annotations()["config"]).unwrap();
+    assert_eq!(config["ttl"], 20, "{config}");
+    assert_eq!(config["a-persons-own"], true, "what is not ours stays");
+    let writes = book.writes();
+    let ours = writes.iter().filter(|write| write.contains("reconfigure"));
+    assert_eq!(ours.count(), 1, "once: {writes:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_data_is_forgotten_only_when_every_member_says_that_it_has_none() {
+    let (world, maps, pods) = world("forgets").await;
+    remember(
+        &maps,
+        "postgres-config",
+        json!({"initialize": "7123456789"}),
+    )
+    .await;
+    remember(&maps, "postgres-leader", json!({"leader": "postgres-0"})).await;
+    let made = async || {
+        let config = maps.get("postgres-config").await.unwrap();
+        config.annotations().contains_key("initialize")
+    };
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {
+            "name": "postgres-0",
+            "labels": {"app.kubernetes.io/name": "postgres"},
+            "annotations": {"status": r#"{"role":"replica","state":"running"}"#},
+        },
+        "spec": {
+            "containers": [{
+                "name": "postgres", "image": "none",
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+        },
+    }))
+    .unwrap();
+    let settle = async || world.settle(&Arc::new(Book::new())).await.unwrap();
+
+    pods.create(&PostParams::default(), &pod).await.unwrap();
+    settle().await;
+    assert!(made().await, "the member has data");
+
+    let empty = json!({"metadata": {"annotations": {
+        "status": r#"{"role":"uninitialized","state":"stopped"}"#,
+    }}});
+    let merge = |patch: Value| (PatchParams::default(), Patch::Merge(patch));
+    let (parameters, patch) = merge(empty);
+    pods.patch("postgres-0", &parameters, &patch).await.unwrap();
+    settle().await;
+    assert!(made().await, "somebody still leads");
+
+    let (parameters, patch) = merge(json!({"metadata": {"annotations": {"leader": null}}}));
+    maps.patch("postgres-leader", &parameters, &patch)
+        .await
+        .unwrap();
+    let book = Arc::new(Book::new());
+    world.round(&world.view().await, &book).await.unwrap();
+    assert!(!made().await, "nobody leads, and nobody has data");
+    let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
+    assert!(ready.contains("DataLost"), "{ready}");
+}
