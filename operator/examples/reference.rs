@@ -151,6 +151,15 @@ fn of_cell(
             _ => true,
         });
     }
+    for object in &mut objects {
+        // Or an operator on the same apiserver would take them for its own.
+        if let Some(manager) = object
+            .body
+            .pointer_mut("/metadata/labels/app.kubernetes.io~1managed-by")
+        {
+            *manager = json!("reference");
+        }
+    }
     Ok((valid.name, objects))
 }
 

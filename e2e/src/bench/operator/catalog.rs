@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-/// The name of fleet and profile.
+/// The name of the operator's fleet and of the profile.
 pub const NAME: &str = "bench";
 /// The Secrets that name the external stores.
 pub const POSTGRES_SECRET: &str = "bench-postgres";
@@ -103,14 +103,14 @@ pub fn profile(databases: usize) -> Value {
 }
 
 /// A fleet with `cells` cells of 10,000 users each.
-pub fn fleet(cells: usize, kafka: &str) -> Value {
+pub fn fleet(name: &str, cells: usize, kafka: &str) -> Value {
     json!({
         "apiVersion": "titan.dev/v1alpha1", "kind": "CellFleet",
-        "metadata": { "name": NAME },
+        "metadata": { "name": name },
         "spec": {
             "kafka": { "bootstrap": kafka, "replicationFactor": 1 },
             "template": {
-                "count": cells, "namePrefix": "cell", "firstKey": 1, "usersPerCell": 10_000,
+                "count": cells, "namePrefix": name, "firstKey": 1, "usersPerCell": 10_000,
                 "spec": { "profile": NAME, "release": "1.0.0", "reclaimPolicy": "Delete" },
             },
         },

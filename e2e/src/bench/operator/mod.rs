@@ -1,28 +1,31 @@
 //! The operator at 100 cells: how fast it makes them, what it costs, and that it then leaves the apiserver alone.
 //!
-//! Two apiservers of the same kind run on loopback. One is for the reference: kubectl and a bare loop are given the objects
-//! of the same cells. The other is the operator's. At first neither has nodes or controllers, so that what is measured is
-//! the creation of objects and nothing else; the references run before and after the operator. Then the operator's gets
-//! nodes whose pods kwok pretends to run: migrations end, the services follow, and the cells become Ready. At the
-//! end nothing changes any more, and the operator must not write either.
+//! On one apiserver on loopback, kubectl, a bare loop and the operator make the same objects, for cells of different names. At
+//! first it has neither nodes nor controllers, so that what is measured is the creation of objects and nothing else. Then
+//! it gets nodes whose pods kwok pretends to run: migrations end, the services follow, and the operator's cells become Ready. At
+//! the end nothing changes any more, and the operator must not write either. The bare loop runs once more after all that.
 
 mod audit;
 mod catalog;
 mod process;
+mod reference;
+mod table;
 mod world;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 use serde_json::{Value, json};
-use titan_testbed::Apiserver;
 
 use self::audit::Audit;
-use self::process::{Process, Usage, quantile, round};
+use self::process::{Process, Usage, counts, number, quantile, round};
+use self::reference::{Rate, Reference, server_cpu};
+use self::table::table;
 use self::world::{Operator, World};
 use crate::images::binaries;
 use crate::{paths, shell};
@@ -61,23 +64,15 @@ struct Options {
 pub fn run(arguments: &[String]) -> Result<Value> {
     let name = std::iter::once("operator".to_owned());
     let options = Options::parse_from(name.chain(arguments.iter().cloned()));
-    let total = options
-        .cells
-        .max(options.kubectl_cells + options.bare_cells);
     let binaries = match &options.binaries {
         Some(folder) => folder.clone(),
         None => compile()?,
     };
     say("starting servers");
     let world = World::start(options.databases)?;
-    let reference = Reference {
-        program: binaries.join("examples/reference"),
-        apiserver: Apiserver::start()?,
-        fleet: world.fleet("reference", total)?,
-        profile: world.profile.clone(),
-    };
-    let per_cell = reference.count(&["--cells", "1"])?;
-    let early = reference.count(&["--cells", "1", "--before-migrations"])?;
+    let reference_cells = options.kubectl_cells + options.bare_cells;
+    let reference = Reference::new(&binaries, &world, reference_cells)?;
+    let (per_cell, early) = reference.per_cell()?;
     say(&format!(
         "{per_cell} objects a cell, {early} of them before its migrations"
     ));
@@ -93,12 +88,13 @@ pub fn run(arguments: &[String]) -> Result<Value> {
         limit: Duration::from_secs(options.limit * 60),
         cells: options.cells,
         operator: world.start_operator(&binaries.join("titan-operator"))?,
-        world,
+        world: &world,
     };
     let created = run.create(early * options.cells)?;
     let nodes = if options.no_nodes {
         Value::Null
     } else {
+        reference.remove_workloads()?;
         run.with_nodes(
             per_cell * options.cells,
             Duration::from_secs(options.steady),
@@ -133,11 +129,6 @@ fn say(what: &str) {
     eprintln!("  {what}");
 }
 
-#[allow(clippy::cast_precision_loss, reason = "counts are small")]
-fn number(count: usize) -> f64 {
-    count as f64
-}
-
 fn load_average() -> String {
     std::fs::read_to_string("/proc/loadavg")
         .unwrap_or_default()
@@ -167,125 +158,10 @@ fn compile() -> Result<PathBuf> {
     Ok(target.join(binaries::TARGET).join("image"))
 }
 
-/// So many objects in so much time.
-#[derive(Clone, Debug, Default)]
-struct Rate {
-    objects: usize,
-    seconds: f64,
-    /// CPU seconds of the apiserver and its etcd.
-    apiserver: f64,
-}
-
-impl Rate {
-    fn rate(&self) -> f64 {
-        if self.seconds > 0.0 {
-            number(self.objects) / self.seconds
-        } else {
-            0.0
-        }
-    }
-
-    fn and(&self, other: &Rate) -> Rate {
-        Rate {
-            objects: self.objects + other.objects,
-            seconds: self.seconds + other.seconds,
-            apiserver: self.apiserver + other.apiserver,
-        }
-    }
-
-    fn report(&self) -> Value {
-        let objects = number(self.objects.max(1));
-        json!({
-            "objects": self.objects, "seconds": round(self.seconds), "objectsPerSecond": round(self.rate()),
-            "apiserverCpuMsPerObject": round(self.apiserver * 1000.0 / objects),
-        })
-    }
-}
-
-/// What the operator is measured against.
-struct Reference {
-    program: PathBuf,
-    apiserver: Apiserver,
-    fleet: PathBuf,
-    profile: PathBuf,
-}
-
-impl Reference {
-    fn run(&self, args: &[&str]) -> Result<Value> {
-        let mut command = Command::new(&self.program);
-        command
-            .arg("--fleet")
-            .arg(&self.fleet)
-            .arg("--profile")
-            .arg(&self.profile)
-            .args(args);
-        Ok(serde_json::from_str(&shell::output(&mut command)?)?)
-    }
-
-    fn count(&self, args: &[&str]) -> Result<usize> {
-        let all: Vec<&str> = args.iter().copied().chain(["count"]).collect();
-        objects(&self.run(&all)?)
-    }
-
-    fn cpu(&self) -> Result<f64> {
-        server_cpu(&self.apiserver)
-    }
-
-    fn kubectl(&self, cells: usize) -> Result<Rate> {
-        let file = self.fleet.with_file_name("objects.yaml");
-        let file = file.display().to_string();
-        let written = self.run(&[
-            "--cells",
-            &cells.to_string(),
-            "--before-migrations",
-            "write",
-            &file,
-        ])?;
-        let (cpu, began) = (self.cpu()?, Instant::now());
-        self.apiserver
-            .kubectl(&["apply", "--server-side", "-f", &file])?;
-        Ok(Rate {
-            objects: objects(&written)?,
-            seconds: began.elapsed().as_secs_f64(),
-            apiserver: self.cpu()? - cpu,
-        })
-    }
-
-    fn bare(&self, from: usize, cells: usize) -> Result<Rate> {
-        let cpu = self.cpu()?;
-        let config = self.apiserver.kubeconfig().display().to_string();
-        let done = self.run(&[
-            "--from",
-            &from.to_string(),
-            "--cells",
-            &cells.to_string(),
-            "--before-migrations",
-            "create",
-            "--kubeconfig",
-            &config,
-        ])?;
-        Ok(Rate {
-            objects: objects(&done)?,
-            seconds: done["seconds"].as_f64().unwrap_or_default(),
-            apiserver: self.cpu()? - cpu,
-        })
-    }
-}
-
-fn objects(answer: &Value) -> Result<usize> {
-    let objects = answer["objects"].as_u64().context("no count of objects")?;
-    Ok(usize::try_from(objects)?)
-}
-
-fn server_cpu(apiserver: &Apiserver) -> Result<f64> {
-    let [api, etcd] = apiserver.pids();
-    Ok(Process(api).usage()?.cpu + Process(etcd).usage()?.cpu)
-}
-
 /// The operator at work.
-struct Run {
+struct Run<'a> {
     operator: Operator,
-    world: World,
+    world: &'a World,
     audit: Audit,
     cells: usize,
     limit: Duration,
@@ -295,6 +171,45 @@ struct Run {
 struct Created {
     rate: Rate,
     usage: Usage,
+    spent: Spent,
+}
+
+/// What has been used up by everybody since a moment.
+struct Spent {
+    cpu: BTreeMap<&'static str, f64>,
+    requests: BTreeMap<String, u64>,
+    passes: u64,
+}
+
+impl Spent {
+    fn since(&self, before: &Spent) -> Spent {
+        Spent {
+            cpu: self
+                .cpu
+                .iter()
+                .map(|(part, cpu)| (*part, cpu - before.cpu.get(part).unwrap_or(&0.0)))
+                .collect(),
+            requests: self
+                .requests
+                .iter()
+                .map(|(verb, count)| {
+                    let before = before.requests.get(verb).unwrap_or(&0);
+                    (verb.clone(), count - before)
+                })
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            passes: self.passes - before.passes,
+        }
+    }
+
+    fn report(&self) -> Value {
+        let cpu: BTreeMap<_, _> = self
+            .cpu
+            .iter()
+            .map(|(part, cpu)| (*part, round(*cpu)))
+            .collect();
+        json!({ "cpuSeconds": cpu, "apiRequests": self.requests, "passesOverCells": self.passes })
+    }
 }
 
 impl Created {
@@ -305,23 +220,40 @@ impl Created {
     fn report(&self) -> Value {
         let mut report = self.rate.report();
         report["process"] = self.usage.report();
+        report["spent"] = self.spent.report();
         report
     }
 }
 
-impl Run {
+impl Run<'_> {
     fn usage(&self) -> Result<Usage> {
         Process(self.operator.server.pid()).usage()
+    }
+
+    fn spent(&self) -> Result<Spent> {
+        let mut cpu = self.world.cpu()?;
+        cpu.insert("operator", self.usage()?.cpu);
+        let passes = counts(
+            &self.operator.metrics()?,
+            "titan_reconcile_seconds_count",
+            "controller=\"cell\"",
+            "controller",
+        );
+        Ok(Spent {
+            cpu,
+            requests: self.world.requests()?,
+            passes: passes.values().sum(),
+        })
     }
 
     /// Waits until so many objects of cells have been created.
     fn wait_for_objects(&mut self, expected: usize) -> Result<()> {
         let began = Instant::now();
         loop {
-            self.audit.follow()?;
-            let created = self.audit.created().count();
+            self.operator.check_alive()?;
+            let created = self.audit.glance()?;
             if created >= expected {
-                return Ok(());
+                return self.audit.follow();
             }
             if began.elapsed() > self.limit {
                 bail!(
@@ -336,7 +268,7 @@ impl Run {
 
     /// From the fleet to the last object that can be created before a migration has run.
     fn create(&mut self, expected: usize) -> Result<Created> {
-        let cpu = server_cpu(&self.world.apiserver)?;
+        let (cpu, before) = (server_cpu(&self.world.apiserver)?, self.spent()?);
         self.world.apply_fleet(self.cells)?;
         self.wait_for_objects(expected)?;
         let created = Created {
@@ -351,11 +283,14 @@ impl Run {
                 apiserver: server_cpu(&self.world.apiserver)? - cpu,
             },
             usage: self.usage()?,
+            spent: self.spent()?.since(&before),
         };
+        say(&format!("spent: {}", created.spent.report()));
         say(&format!(
-            "operator: {expected} objects, {:.0} a second; {:.0} MiB, {:.1} CPU s",
+            "operator: {expected} objects, {:.0} a second; {:.0} MiB, {:.0} of them its own, {:.1} CPU s",
             created.rate(),
             created.usage.peak,
+            created.usage.own,
             created.usage.cpu
         ));
         Ok(created)
@@ -363,8 +298,8 @@ impl Run {
 
     /// Lets the cells run, and then rest.
     fn with_nodes(&mut self, expected: usize, steady: Duration) -> Result<Value> {
-        let began = Instant::now();
-        self.world.start_nodes()?;
+        let (began, before) = (Instant::now(), self.spent()?);
+        let _nodes = self.world.start_nodes()?;
         self.wait_for_objects(expected)?;
         let accepted = began.elapsed();
         say(&format!(
@@ -372,6 +307,7 @@ impl Run {
             accepted.as_secs_f64()
         ));
         while self.world.ready()? < self.cells {
+            self.operator.check_alive()?;
             if began.elapsed() > self.limit {
                 bail!(
                     "only {} of {} cells are Ready after {} s",
@@ -388,7 +324,7 @@ impl Run {
             ready.as_secs_f64()
         ));
         let settled = self.settle()?;
-        let busy = self.usage()?;
+        let (busy, spent) = (self.usage()?, self.spent()?.since(&before));
         let metrics = self.operator.metrics()?;
         let writes = self.audit.writes().count();
         let status = self.status_writes();
@@ -413,6 +349,7 @@ impl Run {
             "statusWritesPerCell": per_cell(status),
             "reconcileSeconds": { "p50": p(0.5).map(round), "p99": p(0.99).map(round) },
             "process": busy.report(),
+            "spent": spent.report(),
             "steady": {
                 "seconds": steady.as_secs(),
                 "writes": self.audit.writes().count() - writes,
@@ -440,6 +377,7 @@ impl Run {
             if began.elapsed() > self.limit {
                 bail!("the operator goes on writing");
             }
+            self.operator.check_alive()?;
             self.audit.follow()?;
             let now = self.audit.writes().count();
             if now != count {
@@ -449,92 +387,4 @@ impl Run {
         }
         Ok(began.elapsed() - QUIET)
     }
-}
-
-fn table(result: &Value) {
-    let create = &result["create"];
-    println!(
-        "\n{:<26} {:>9} {:>12} {:>22}",
-        "creating objects", "objects", "objects/s", "apiserver CPU/object"
-    );
-    for (name, key) in [
-        ("operator", "operator"),
-        ("bare create loop", "bare"),
-        ("kubectl apply", "kubectl"),
-    ] {
-        let row = &create[key];
-        println!(
-            "{name:<26} {:>9} {:>12} {:>19} ms",
-            row["objects"], row["objectsPerSecond"], row["apiserverCpuMsPerObject"]
-        );
-    }
-    let mut facts = vec![
-        (
-            "operator / bare loop",
-            create["operatorToBare"].clone(),
-            "aim: at least 0.8",
-        ),
-        (
-            "operator / kubectl",
-            create["operatorToKubectl"].clone(),
-            "aim: above 10",
-        ),
-    ];
-    let nodes = &result["nodes"];
-    if !nodes.is_null() {
-        facts.extend([
-            (
-                "all objects, with nodes, s",
-                nodes["acceptedSeconds"].clone(),
-                "",
-            ),
-            ("all cells Ready, s", nodes["readySeconds"].clone(), ""),
-            ("API writes a cell", nodes["writesPerCell"].clone(), ""),
-            (
-                "status writes a cell",
-                nodes["statusWritesPerCell"].clone(),
-                "aim: one a change",
-            ),
-            (
-                "reconcile p99, s",
-                nodes["reconcileSeconds"]["p99"].clone(),
-                "",
-            ),
-            (
-                "peak RSS, MiB",
-                nodes["process"]["peakRssMiB"].clone(),
-                "aim: below 60",
-            ),
-            (
-                "RSS at rest, MiB",
-                nodes["steady"]["process"]["rssMiB"].clone(),
-                "aim: below 60",
-            ),
-            (
-                "RSS per 1,000 objects, MiB",
-                nodes["rssMiBPerThousandObjects"].clone(),
-                "aim: 3",
-            ),
-            (
-                "CPU seconds until Ready",
-                nodes["process"]["cpuSeconds"].clone(),
-                "",
-            ),
-            (
-                "writes at rest",
-                nodes["steady"]["writes"].clone(),
-                "aim: 0",
-            ),
-            (
-                "CPU seconds at rest",
-                nodes["steady"]["cpuSeconds"].clone(),
-                "",
-            ),
-        ]);
-    }
-    println!();
-    for (name, value, aim) in facts {
-        println!("{name:<26} {:>9}   {aim}", value.to_string());
-    }
-    println!();
 }

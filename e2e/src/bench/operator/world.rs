@@ -1,6 +1,7 @@
 //! The servers around the operator: an apiserver with the chart's rights, stores, and a cluster of nodes that kwok
 //! pretends to run.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,7 @@ use titan_testbed::process::{self, Server, Spec};
 use titan_testbed::{Apiserver, Kafka, Postgres, Redis, cache};
 
 use super::catalog;
+use super::process::{counts, family_cpu};
 use crate::{paths, shell};
 
 const SYSTEM: &str = "titan-system";
@@ -21,15 +23,16 @@ const NODES: usize = 6;
 /// Where the operator works.
 pub struct World {
     // Fields drop in this order.
-    cluster: Vec<Server>,
     /// The apiserver.
     pub apiserver: Apiserver,
     /// The profile.
     pub profile: PathBuf,
     folder: PathBuf,
-    postgres: Postgres,
     redis: Redis,
     kafka: Kafka,
+    _postgres: Postgres,
+    /// The servers by name, with their process ids.
+    parts: Vec<(&'static str, u32)>,
 }
 
 /// A running operator.
@@ -42,24 +45,33 @@ pub struct Operator {
 impl World {
     /// Starts everything but nodes and controllers.
     pub fn start(databases: usize) -> Result<Self> {
-        let (postgres, redis, kafka) = (Postgres::start()?, Redis::start()?, Kafka::start()?);
+        let (mut postgres, mut redis, mut kafka) =
+            (Postgres::start()?, Redis::start()?, Kafka::start()?);
         let apiserver = Apiserver::start()?;
         let folder = process::data_dir("bench", None)?;
+        let [api, etcd] = apiserver.pids();
+        let maintenance = postgres.maintenance();
+        let parts = vec![
+            ("apiserver", api),
+            ("etcd", etcd),
+            ("postgres", postgres.server().pid()),
+            ("kafka", kafka.server().pid()),
+            ("redis", redis.server().pid()),
+        ];
         let world = World {
-            cluster: Vec::new(),
             apiserver,
             profile: folder.join("profile.json"),
             folder,
-            postgres,
             redis,
             kafka,
+            _postgres: postgres,
+            parts,
         };
         world
             .apiserver
             .apply(&paths::repository().join("crds/manifests"))?;
         world.apiserver.kubectl(&["create", "namespace", SYSTEM])?;
         world.apply("rights", &rights()?)?;
-        let maintenance = world.postgres.maintenance();
         world.secret(
             catalog::POSTGRES_SECRET,
             &json!({
@@ -96,19 +108,33 @@ impl World {
         Ok(())
     }
 
-    /// Writes a fleet of so many cells to a file.
+    /// Writes a fleet of so many cells to a file. Their names begin with that of the fleet.
     pub fn fleet(&self, name: &str, cells: usize) -> Result<PathBuf> {
         let file = self.folder.join(format!("fleet-{name}.json"));
-        let fleet = catalog::fleet(cells, self.kafka.bootstrap());
+        let fleet = catalog::fleet(name, cells, self.kafka.bootstrap());
         fs::write(&file, fleet.to_string())?;
         Ok(file)
     }
 
     /// Has so many cells made.
     pub fn apply_fleet(&self, cells: usize) -> Result<()> {
-        let file = self.fleet("operator", cells)?.display().to_string();
+        let file = self.fleet(catalog::NAME, cells)?.display().to_string();
         self.apiserver.kubectl(&["apply", "-f", &file])?;
         Ok(())
+    }
+
+    /// The CPU seconds that each server has used so far.
+    pub fn cpu(&self) -> Result<BTreeMap<&'static str, f64>> {
+        self.parts
+            .iter()
+            .map(|(name, pid)| Ok((*name, family_cpu(*pid)?)))
+            .collect()
+    }
+
+    /// The requests that the apiserver has answered so far, by verb, whoever asked.
+    pub fn requests(&self) -> Result<BTreeMap<String, u64>> {
+        let metrics = self.apiserver.kubectl(&["get", "--raw=/metrics"])?;
+        Ok(counts(&metrics, "apiserver_request_total", "", "verb"))
     }
 
     /// How many cells are Ready.
@@ -192,8 +218,9 @@ impl World {
         self.folder.join("operator.log")
     }
 
-    /// Starts what a cluster has besides an apiserver: controllers, a scheduler, and nodes whose pods kwok pretends to run.
-    pub fn start_nodes(&mut self) -> Result<()> {
+    /// Starts what a cluster has besides an apiserver: controllers, a scheduler, and nodes whose pods kwok pretends to run. They
+    /// stop when what is returned is dropped.
+    pub fn start_nodes(&self) -> Result<Vec<Server>> {
         let nodes: Vec<String> = (0..NODES)
             .map(|number| catalog::node(number).to_string())
             .collect();
@@ -232,21 +259,22 @@ impl World {
             ]
             .map(str::to_owned),
         );
-        self.spawn("kube-controller-manager", manager)?;
+        let manager = self.spawn("kube-controller-manager", manager)?;
         let scheduler = common(process::free_port()?);
-        self.spawn("kube-scheduler", scheduler)?;
-        self.spawn(
+        let scheduler = self.spawn("kube-scheduler", scheduler)?;
+        let kwok = self.spawn(
             "kwok",
             vec![
                 format!("--kubeconfig={config}"),
                 "--manage-all-nodes=true".to_owned(),
                 "--server-address=127.0.0.1:0".to_owned(),
             ],
-        )
+        )?;
+        Ok(vec![kwok, scheduler, manager])
     }
 
-    fn spawn(&mut self, name: &str, args: Vec<String>) -> Result<()> {
-        let server = Server::start(Spec {
+    fn spawn(&self, name: &str, args: Vec<String>) -> Result<Server> {
+        Ok(Server::start(Spec {
             name,
             program: &cache::find(name)?,
             args,
@@ -254,13 +282,18 @@ impl World {
             log: self.folder.join(format!("{name}.log")),
             stop: Signal::SIGKILL,
             user: None,
-        })?;
-        self.cluster.push(server);
-        Ok(())
+        })?)
     }
 }
 
 impl Operator {
+    /// Fails when it has ended, as it does when it loses its Lease.
+    pub fn check_alive(&mut self) -> Result<()> {
+        self.server
+            .wait_ready(Duration::ZERO, || true)
+            .context("the operator ended; one that cannot renew its Lease in time does so")
+    }
+
     /// Its metrics, as Prometheus would read them.
     pub fn metrics(&self) -> Result<String> {
         http_get(&self.metrics, "/metrics")
