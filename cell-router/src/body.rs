@@ -10,9 +10,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use crate::exchange::{Exchange, Outcome};
+use crate::inbound::Inbound;
 
 /// Any error on the way.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -67,7 +67,7 @@ impl Recording {
 }
 
 enum RequestSource {
-    Client(Incoming),
+    Client(Inbound),
     Replay {
         chunks: std::vec::IntoIter<Bytes>,
         trailers: Option<HeaderMap>,
@@ -83,7 +83,7 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// The client's body, kept in `recording` and cut off after `limit` bytes (0: no limit).
-    pub fn new(body: Incoming, recording: Option<Rc<Recording>>, limit: u64) -> Self {
+    pub fn new(body: Inbound, recording: Option<Rc<Recording>>, limit: u64) -> Self {
         if let Some(recording) = recording.as_ref().filter(|_| body.is_end_stream()) {
             recording.complete.set(true);
         }
@@ -133,7 +133,7 @@ impl Body for RequestBody {
             RequestSource::Client(body) => {
                 let frame = match ready!(Pin::new(&mut *body).poll_frame(context)) {
                     Some(Ok(frame)) => frame,
-                    Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                     None => {
                         if let Some(recording) = &this.recording {
                             recording.complete.set(true);
@@ -188,7 +188,7 @@ enum Source {
 }
 
 struct CellBody {
-    body: Incoming,
+    body: Inbound,
     exchange: Exchange,
     /// Until when the body must have ended.
     until: Option<Instant>,
@@ -210,7 +210,7 @@ impl ResponseBody {
 
     /// A cell's body. The exchange ends with it.
     #[must_use]
-    pub fn cell(body: Incoming, mut exchange: Exchange, until: Option<Instant>) -> Self {
+    pub fn cell(body: Inbound, mut exchange: Exchange, until: Option<Instant>) -> Self {
         if body.is_end_stream() {
             exchange.finish(Outcome::Answered);
             return Self::empty();
@@ -244,7 +244,7 @@ impl CellBody {
             }
             Some(Err(error)) => {
                 self.exchange.finish(Outcome::Broken);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
             None => {
                 self.exchange.finish(Outcome::Answered);

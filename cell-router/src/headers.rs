@@ -67,7 +67,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// Makes a trace when the client brought none.
 pub fn trace(headers: &mut HeaderMap) {
     let name = HeaderName::from_static("traceparent");
-    if headers.contains_key(&name) {
+    if let Some(value) = headers.get_mut(&name) {
+        value.set_sensitive(true);
         return;
     }
     let trace: u128 = rand::random();
@@ -79,8 +80,15 @@ pub fn trace(headers: &mut HeaderMap) {
     hex(&mut text[36..52], u128::from(span | 1));
     text[52..].copy_from_slice(b"-00");
     if let Ok(value) = HeaderValue::from_bytes(&text) {
-        headers.insert(name, value);
+        headers.insert(name, once(value));
     }
+}
+
+/// A value that hardly any other request has. It is kept out of the compression tables of HTTP/2, where it would
+/// push out what all requests have and be searched for in vain.
+pub fn once(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 fn hex(out: &mut [u8], mut value: u128) {

@@ -2,8 +2,9 @@
 //!
 //! A request comes in at [`listener`], finds its way in [`proxy`] (whose key: [`identity`]; which service:
 //! [`services`]; which cell: the table in [`worker::View`]), leaves over [`upstream`], and is counted by its
-//! [`exchange`]. Each thread has its own runtime, connections and counters ([`worker`]); what threads share is in
-//! [`shared`]. [`control`] keeps the table and the configuration fresh.
+//! [`exchange`]. HTTP/2 is spoken by h2 itself ([`inbound`], [`outbound`]), HTTP/1.1 by hyper. Each thread has its own
+//! runtime, connections and counters ([`worker`]); what threads share is in [`shared`]. [`control`] keeps the table and
+//! the configuration fresh.
 
 pub mod admin;
 pub mod body;
@@ -13,8 +14,11 @@ pub mod deadline;
 pub mod exchange;
 pub mod headers;
 pub mod identity;
+pub mod inbound;
+pub mod keepalive;
 pub mod listener;
 pub mod metrics;
+pub mod outbound;
 pub mod proxy;
 pub mod rejection;
 pub mod resilience;

@@ -12,6 +12,10 @@ use titan_routing::client::RegistryConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// Requests allocate pieces of some kilobytes, for which the system's allocator takes its slow path.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(version, about = "Sends each request to the cell of its key")]
 struct Arguments {

@@ -1,12 +1,12 @@
 //! WebSocket and other upgrades: two connections become one pipe.
 
 use http::{HeaderMap, Response, StatusCode, header};
-use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
 use crate::body::ResponseBody;
 use crate::exchange::{Exchange, Outcome};
+use crate::inbound::Inbound;
 
 /// The client's side of the pipe to be.
 #[must_use]
@@ -40,7 +40,7 @@ pub struct Wanted(pub http::HeaderValue);
 
 /// Passes the answer on, and joins both sides when the cell agreed.
 pub fn join(
-    mut response: Response<Incoming>,
+    mut response: Response<Inbound>,
     client: Option<OnUpgrade>,
     mut exchange: Exchange,
 ) -> Response<ResponseBody> {

@@ -1,20 +1,26 @@
 //! One connection to a pod.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body::Body as _;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::pool::Pod;
-use crate::body::RequestBody;
+use crate::body::{BoxError, RequestBody};
 use crate::config::{Config, Protocol};
+use crate::inbound::{Inbound, Upload};
+use crate::keepalive::KeepAlive;
+use crate::outbound::Outbound;
 
 /// How much of one answer is taken in before the client takes it.
 const STREAM_WINDOW: u32 = 128 * 1024;
@@ -22,20 +28,8 @@ const STREAM_WINDOW: u32 = 128 * 1024;
 /// who share it. Nothing is set aside for it; what counts is the window of each stream.
 const CONNECTION_WINDOW: u32 = 512 * STREAM_WINDOW;
 
-/// Runs tasks on the thread they were made on.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalExec;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
-
 enum Sender {
-    H2(http2::SendRequest<RequestBody>),
+    H2(RefCell<h2::client::SendRequest<Bytes>>),
     H1(RefCell<http1::SendRequest<RequestBody>>),
 }
 
@@ -51,9 +45,9 @@ pub struct Conn {
 /// Why a request got no answer.
 pub struct SendError {
     /// What happened.
-    pub error: hyper::Error,
-    /// The request, when none of it was sent.
-    pub unsent: Option<Box<Request<RequestBody>>>,
+    pub error: BoxError,
+    /// The body of the request, when nothing of the request was sent.
+    pub unsent: Option<Box<RequestBody>>,
 }
 
 impl SendError {
@@ -63,15 +57,10 @@ impl SendError {
         if self.unsent.is_some() {
             return true;
         }
-        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&self.error);
-        while let Some(error) = source {
-            if let Some(error) = error.downcast_ref::<h2::Error>() {
-                return (error.is_go_away() && error.is_remote())
-                    || error.reason() == Some(h2::Reason::REFUSED_STREAM);
-            }
-            source = error.source();
-        }
-        false
+        self.error.downcast_ref::<h2::Error>().is_some_and(|error| {
+            (error.is_go_away() && error.is_remote())
+                || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+        })
     }
 }
 
@@ -89,36 +78,12 @@ impl Conn {
             .map_err(|_| format!("no connection to {address} within {limit:?}"))?
             .map_err(|error| format!("no connection to {address}: {error}"))?;
         let _ = stream.set_nodelay(true);
-        let io = TokioIo::new(stream);
-        let failed = |error: hyper::Error| format!("handshake with {address} failed: {error}");
         let conn = match protocol {
-            Protocol::H2 => {
-                let (sender, connection) = http2::Builder::new(LocalExec)
-                    .timer(TokioTimer::new())
-                    .initial_stream_window_size(STREAM_WINDOW)
-                    .initial_connection_window_size(CONNECTION_WINDOW)
-                    .max_header_list_size(64 * 1024)
-                    .max_send_buf_size(128 * 1024)
-                    .keep_alive_interval(config.upstream.keep_alive.0)
-                    .keep_alive_timeout(Duration::from_secs(5))
-                    .handshake(io)
-                    .await
-                    .map_err(failed)?;
-                let conn = Self::new(Sender::H2(sender), pod);
-                // Weak: a connection that nobody holds any more closes by itself.
-                let watched = Rc::downgrade(&conn);
-                tokio::task::spawn_local(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(%address, %error, "connection to a pod ended");
-                    }
-                    if let Some(conn) = watched.upgrade() {
-                        conn.close();
-                    }
-                });
-                conn
-            }
+            Protocol::H2 => Self::handshake_h2(pod, address, stream, config).await?,
             Protocol::H1 => {
-                let (sender, connection) = http1::handshake(io).await.map_err(failed)?;
+                let (sender, connection) = http1::handshake(TokioIo::new(stream))
+                    .await
+                    .map_err(|error| format!("handshake with {address} failed: {error}"))?;
                 let conn = Self::new(Sender::H1(RefCell::new(sender)), pod);
                 // Weak: a connection that nobody holds any more closes by itself.
                 let watched = Rc::downgrade(&conn);
@@ -131,6 +96,54 @@ impl Conn {
                 conn
             }
         };
+        Ok(conn)
+    }
+
+    async fn handshake_h2(
+        pod: &Rc<Pod>,
+        address: SocketAddr,
+        stream: TcpStream,
+        config: &Config,
+    ) -> Result<Rc<Conn>, String> {
+        let (sender, mut connection) = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(64 * 1024)
+            .initial_max_send_streams(100)
+            .max_send_buffer_size(128 * 1024)
+            .handshake(stream)
+            .await
+            .map_err(|error| format!("handshake with {address} failed: {error}"))?;
+        let mut keepalive = connection.ping_pong().map(|pings| {
+            KeepAlive::new(pings, config.upstream.keep_alive.0, Duration::from_secs(5))
+        });
+        let conn = Self::new(Sender::H2(RefCell::new(sender)), pod);
+        // Weak: a connection that nobody holds any more closes by itself.
+        let watched = Rc::downgrade(&conn);
+        tokio::task::spawn_local(async move {
+            let ended = poll_fn(|context| {
+                let busy = || watched.upgrade().is_some_and(|conn| conn.in_flight() > 0);
+                let gone = keepalive
+                    .as_mut()
+                    .is_some_and(|keepalive| keepalive.poll_gone(context, busy).is_ready());
+                if gone {
+                    return Poll::Ready(None);
+                }
+                Pin::new(&mut connection).poll(context).map(Some)
+            })
+            .await;
+            match ended {
+                Some(Ok(())) => {}
+                Some(Err(error)) => tracing::debug!(%address, %error, "connection to a pod ended"),
+                None => tracing::debug!(%address, "a pod does not answer pings"),
+            }
+            // Before the streams hear of it, so that they do not try this one again.
+            if let Some(conn) = watched.upgrade() {
+                conn.close();
+            }
+            drop(connection);
+        });
         Ok(conn)
     }
 
@@ -155,7 +168,12 @@ impl Conn {
     pub fn is_open(&self) -> bool {
         !self.closed.get()
             && match &self.sender {
-                Sender::H2(sender) => sender.is_ready(),
+                Sender::H2(sender) => {
+                    // Never pending: requests are sent by clones of it.
+                    let mut nobody = Context::from_waker(Waker::noop());
+                    let ready = sender.borrow_mut().poll_ready(&mut nobody);
+                    !matches!(ready, Poll::Ready(Err(_)))
+                }
                 Sender::H1(sender) => !sender.borrow().is_closed(),
             }
     }
@@ -211,24 +229,96 @@ impl Conn {
         self.idle_since_ms.get()
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request; what it returns waits for the head of the answer.
     ///
     /// # Errors
-    /// When the connection broke or refused the request.
-    pub async fn send(
-        &self,
-        request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, SendError> {
-        let result = match &self.sender {
-            Sender::H2(sender) => sender.clone().try_send_request(request).await,
-            Sender::H1(sender) => {
-                let sending = Box::pin(sender.borrow_mut().try_send_request(request));
-                sending.await
+    /// When the connection broke before.
+    pub fn send(&self, request: Request<RequestBody>) -> Result<Sending, SendError> {
+        match &self.sender {
+            Sender::H2(sender) => {
+                let sender = sender.borrow().clone();
+                send_h2(sender, request)
             }
+            Sender::H1(sender) => {
+                let sending = sender.borrow_mut().try_send_request(request);
+                Ok(Sending::H1(Box::pin(async move {
+                    let response = sending.await.map_err(|mut error| SendError {
+                        unsent: error
+                            .take_message()
+                            .map(|request| Box::new(request.into_body())),
+                        error: error.into_error().into(),
+                    })?;
+                    Ok(response.map(Inbound::H1))
+                })))
+            }
+        }
+    }
+}
+
+fn send_h2(
+    mut sender: h2::client::SendRequest<Bytes>,
+    request: Request<RequestBody>,
+) -> Result<Sending, SendError> {
+    let (head, body) = request.into_parts();
+    let ends = body.is_end_stream();
+    match sender.send_request(Request::from_parts(head, ()), ends) {
+        Ok((response, stream)) => Ok(Sending::H2 {
+            response,
+            upload: (!ends).then(|| Outbound::new(body, stream)),
+        }),
+        Err(error) => Err(SendError {
+            error: error.into(),
+            unsent: Some(Box::new(body)),
+        }),
+    }
+}
+
+type Answered = Result<Response<Inbound>, SendError>;
+
+/// A request under way. Sends its body and waits for the head of the answer; what is left of the body then goes on
+/// beside it.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "almost all requests are of the large kind"
+)]
+pub enum Sending {
+    /// Over HTTP/1.1.
+    H1(Pin<Box<dyn Future<Output = Answered>>>),
+    /// Over HTTP/2.
+    H2 {
+        /// The head of the answer to be.
+        response: h2::client::ResponseFuture,
+        /// The body, until it is sent.
+        upload: Option<Outbound<RequestBody>>,
+    },
+}
+
+impl Future for Sending {
+    type Output = Answered;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answered> {
+        let (response, upload) = match self.get_mut() {
+            Sending::H1(sending) => return sending.as_mut().poll(context),
+            Sending::H2 { response, upload } => (response, upload),
         };
-        result.map_err(|mut error| SendError {
-            unsent: error.take_message().map(Box::new),
-            error: error.into_error(),
-        })
+        if let Some(body) = upload
+            && Pin::new(body).poll(context).is_ready()
+        {
+            *upload = None;
+        }
+        let response = ready!(Pin::new(response).poll(context)).map_err(|error| SendError {
+            error: error.into(),
+            unsent: None,
+        })?;
+        let upload = upload.take().map(|rest| {
+            Upload::beside(async move {
+                if let Err(error) = rest.await {
+                    tracing::debug!(%error, "the rest of a request's body was not sent");
+                }
+            })
+        });
+        let (head, receive) = response.into_parts();
+        let body = Inbound::h2(receive, &head.headers, upload);
+        Poll::Ready(Ok(Response::from_parts(head, body)))
     }
 }

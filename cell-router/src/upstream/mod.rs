@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub use conn::{Conn, LocalExec, SendError};
+pub use conn::{Conn, SendError, Sending};
 pub use dns::{Addresses, Resolver};
 pub use pool::{Pool, PoolError};
 

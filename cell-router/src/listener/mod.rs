@@ -1,6 +1,7 @@
 //! Where clients come in: sockets, connections and their limits, and how they are told to leave.
 
 mod client;
+mod h2;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use client::{Client, Watched};
 use http::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -23,9 +24,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::config::Config;
 use crate::identity::Peer;
+use crate::inbound::Inbound;
 use crate::proxy;
 use crate::shared::Phase;
-use crate::upstream::LocalExec;
 use crate::worker::Worker;
 
 /// How much of a request's body is taken in before a cell takes it.
@@ -171,7 +172,7 @@ async fn serve_protocol<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     speaks_h2: bool,
 ) {
     if speaks_h2 {
-        h2(worker, config, client, peer, stream).await;
+        h2::serve(worker, config, client, peer, stream).await;
     } else {
         h1(worker, config, client, peer, stream).await;
     }
@@ -210,56 +211,6 @@ async fn speaks_h2(stream: &TcpStream) -> io::Result<bool> {
             return Ok(true);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// What all streams of a connection may have in the router at once: enough that streams to a cell that takes nothing
-/// do not stop the others.
-fn connection_window(streams: u32) -> u32 {
-    let window = u32::try_from(STREAM_WINDOW).unwrap_or(65_535);
-    streams.saturating_mul(window).clamp(1024 * 1024, 1 << 30)
-}
-
-async fn h2<S: AsyncRead + AsyncWrite + Unpin + 'static>(
-    worker: &Rc<Worker>,
-    config: &Config,
-    client: Rc<Client>,
-    peer: Rc<Peer>,
-    stream: S,
-) {
-    let limits = &config.limits;
-    let service = {
-        let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
-        service_fn(move |request| answer(&worker, &client, &peer, request))
-    };
-    let connection = http2::Builder::new(LocalExec)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(limits.streams_per_connection)
-        .max_header_list_size(limits.header_bytes)
-        .initial_stream_window_size(u32::try_from(STREAM_WINDOW).unwrap_or(65_535))
-        .initial_connection_window_size(connection_window(limits.streams_per_connection))
-        .max_send_buf_size(64 * 1024)
-        .max_pending_accept_reset_streams(32)
-        .max_local_error_reset_streams(64)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = pin!(connection);
-    let left = tokio::select! {
-        biased;
-        result = connection.as_mut() => {
-            ended(result);
-            return;
-        }
-        () = client.left() => client.was_reaped(),
-    };
-    connection.as_mut().graceful_shutdown();
-    if left {
-        // An idle or stalled client may not even read the GOAWAY.
-        let _ = tokio::time::timeout(Duration::from_secs(5), connection).await;
-    } else {
-        ended(connection.await);
     }
 }
 
@@ -311,7 +262,8 @@ fn answer(
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<http::Response<Watched>, Infallible>> + use<> {
     let busy = Client::busy(client);
-    // Boxed once: hyper moves the future a few times on its way into a task.
+    let request = request.map(Inbound::H1);
+    // Boxed once: hyper moves the future a few times.
     let answer = Box::pin(proxy::handle(Rc::clone(worker), Rc::clone(peer), request));
     async move { Ok(answer.await.map(|body| Watched::new(body, busy))) }
 }

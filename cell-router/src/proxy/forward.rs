@@ -1,0 +1,261 @@
+//! A request on its way: sent, sent once more when that is safe, and its answer passed on.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response};
+use titan_routing::Epoch;
+
+use super::Passage;
+use super::head::{Head, head_back};
+use super::route::Route;
+use crate::body::{Recording, RequestBody, ResponseBody};
+use crate::config::{Config, Protocol};
+use crate::exchange::{Exchange, Outcome};
+use crate::identity::EPOCH;
+use crate::inbound::Inbound;
+use crate::rejection::{Reason, Rejection};
+use crate::upgrade;
+use crate::upstream::{SendError, Target};
+
+impl Passage {
+    /// Sends it, once more when that is safe, and passes the answer on.
+    pub(super) async fn forward(
+        &self,
+        mut route: Route,
+        mut exchange: Exchange,
+        client_body: Inbound,
+    ) -> Result<Response<ResponseBody>, Rejection> {
+        let view = self.worker.view();
+        let config = &*view.config;
+        self.worker.budget.request(&config.retry);
+        let recording = Recording::new(config.retry.body_bytes);
+        let mut body = Some(RequestBody::new(
+            client_body,
+            Some(Rc::clone(&recording)),
+            config.limits.body_bytes,
+        ));
+        let mut attempt = 0_u32;
+        loop {
+            attempt += 1;
+            let Some(request_body) = body.take().or_else(|| recording.replay()) else {
+                exchange.finish(Outcome::Broken);
+                return Err(Rejection::new(
+                    Reason::Broken,
+                    "the request broke off and cannot be replayed",
+                ));
+            };
+            let head = Head {
+                parts: &self.head,
+                key: self.key,
+                epoch: route.epoch,
+                protocol: route.target.pool.protocol(),
+            };
+            let mut request = Some(head.request(request_body, self.remaining(attempt))?);
+            let sent = within(
+                self.deadline,
+                send(&route.target, config, &mut request, &mut exchange),
+            )
+            .await;
+            let response = match sent {
+                Some(Ok(response)) => response,
+                None => {
+                    exchange.finish(Outcome::TimedOut);
+                    return Err(Rejection::new(
+                        Reason::Deadline,
+                        format!(
+                            "{} of {} did not answer in time",
+                            route.target.service, route.target.cell.name
+                        ),
+                    ));
+                }
+                Some(Err(Failed::NoPod(message))) => {
+                    exchange.finish(Outcome::Broken);
+                    return Err(Rejection::new(Reason::Unreachable, message));
+                }
+                Some(Err(Failed::Send(mut failure))) => {
+                    if let Some(unsent) = failure.unsent.take() {
+                        body = Some(*unsent);
+                    }
+                    let safe = failure.not_processed() || body.is_some() || self.is_repeatable();
+                    let possible = body.is_some() || recording.replay().is_some();
+                    if attempt < 4
+                        && !self.is_late()
+                        && safe
+                        && possible
+                        && self.may_retry(&route.target, config, body.is_some())
+                    {
+                        continue;
+                    }
+                    exchange.finish(Outcome::Broken);
+                    return Err(Rejection::new(
+                        Reason::Broken,
+                        format!(
+                            "the connection to {} of {} broke: {}",
+                            route.target.service, route.target.cell.name, failure.error
+                        ),
+                    ));
+                }
+            };
+            exchange.answered(response.status(), response.headers());
+            if attempt == 1
+                && let Some(newer) = refused_for(&response, route.epoch)
+                && recording.replay().is_some()
+                && self.may_retry(&route.target, config, false)
+                && Box::pin(self.wait_for(newer, config.retry.table_wait.0)).await
+                && let Some(next) = self.reroute()
+            {
+                drop(response);
+                if !Rc::ptr_eq(&next.target, &route.target) {
+                    exchange.finish(Outcome::Answered);
+                    exchange = Exchange::start(&self.worker, &next.target, self.started, self.grpc);
+                }
+                route = next;
+                continue;
+            }
+            let until = self.deadline.filter(|_| self.deadline_of_client);
+            return Ok(head_back(response, self.head.version, |body| {
+                ResponseBody::cell(body, exchange, until)
+            }));
+        }
+    }
+
+    /// What is left of the deadline, when the cell has to be told another one than the client gave.
+    fn remaining(&self, attempt: u32) -> Option<Duration> {
+        let deadline = self.deadline.filter(|_| self.deadline_of_client)?;
+        let waited = self.started.elapsed() > Duration::from_millis(2);
+        (waited || attempt > 1 || self.deadline_cut)
+            .then(|| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub(super) fn is_late(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// Whether doing it twice is the same as doing it once.
+    fn is_repeatable(&self) -> bool {
+        matches!(
+            self.head.method,
+            Method::GET | Method::HEAD | Method::OPTIONS
+        ) || self.head.headers.contains_key("idempotency-key")
+    }
+
+    fn may_retry(&self, target: &Target, config: &Config, unsent: bool) -> bool {
+        // What was never sent costs the cell nothing.
+        if unsent || self.worker.budget.take(&config.retry, Instant::now()) {
+            target.metrics.retries.add(1);
+            return true;
+        }
+        self.worker.metrics.retries_denied.add(1);
+        false
+    }
+
+    async fn wait_for(&self, epoch: Epoch, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            let view = self.worker.view();
+            if view.table.epoch() >= epoch {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || !self.worker.next_version(&view, left).await {
+                return self.worker.view().table.epoch() >= epoch;
+            }
+        }
+    }
+
+    /// A WebSocket, or anything else that takes the connection over.
+    pub(super) async fn upgrade(
+        &self,
+        route: Route,
+        mut exchange: Exchange,
+        client_body: Inbound,
+    ) -> Result<Response<ResponseBody>, Rejection> {
+        let view = self.worker.view();
+        let config = &*view.config;
+        let head = Head {
+            parts: &self.head,
+            key: self.key,
+            epoch: route.epoch,
+            protocol: Protocol::H1,
+        };
+        let client = upgrade::on_client(&self.head);
+        let mut request = head.request(RequestBody::new(client_body, None, 0), None)?;
+        upgrade::keep_headers(&self.head, request.headers_mut());
+        let sent = within(
+            self.deadline,
+            send(&route.target, config, &mut Some(request), &mut exchange),
+        )
+        .await;
+        let response = match sent {
+            Some(Ok(response)) => response,
+            Some(Err(Failed::NoPod(message))) => {
+                exchange.finish(Outcome::Broken);
+                return Err(Rejection::new(Reason::Unreachable, message));
+            }
+            Some(Err(Failed::Send(failure))) => {
+                exchange.finish(Outcome::Broken);
+                return Err(Rejection::new(Reason::Broken, failure.error.to_string()));
+            }
+            None => {
+                exchange.finish(Outcome::TimedOut);
+                return Err(Rejection::new(
+                    Reason::Deadline,
+                    "the cell did not answer in time",
+                ));
+            }
+        };
+        exchange.answered(response.status(), response.headers());
+        Ok(upgrade::join(response, client, exchange))
+    }
+}
+
+/// Why there is no answer.
+enum Failed {
+    NoPod(String),
+    Send(SendError),
+}
+
+/// Sends the request; it is only lent, because a future that is small is cheap to move.
+async fn send(
+    target: &Target,
+    config: &Config,
+    request: &mut Option<Request<RequestBody>>,
+    exchange: &mut Exchange,
+) -> Result<Response<Inbound>, Failed> {
+    // What is rare is boxed, for the same reason.
+    let conn = match target.pool.ready(config) {
+        Some(conn) => conn,
+        None => Box::pin(target.pool.connect(config))
+            .await
+            .map_err(|error| Failed::NoPod(error.to_string()))?,
+    };
+    let Some(request) = request.take() else {
+        return Err(Failed::NoPod("the request was sent already".to_owned()));
+    };
+    exchange.carried_by(Rc::clone(&conn));
+    let sending = conn.send(request).map_err(Failed::Send)?;
+    sending.await.map_err(Failed::Send)
+}
+
+/// None when the deadline passes first.
+async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Output> {
+    match deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// The newer epoch, when a service refused because it does not own the key (any more).
+fn refused_for(response: &Response<Inbound>, epoch: Epoch) -> Option<Epoch> {
+    const FAILED_PRECONDITION: &[u8] = b"9";
+    let headers = response.headers();
+    if headers.get("grpc-status")?.as_bytes() != FAILED_PRECONDITION {
+        return None;
+    }
+    let newer = Epoch(headers.get(EPOCH)?.to_str().ok()?.parse().ok()?);
+    (newer > epoch).then_some(newer)
+}

@@ -1,0 +1,215 @@
+//! The way of one request: whose key, which cell, may it go there, send, and once more when that is safe.
+
+mod forward;
+mod head;
+mod route;
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use http::{Method, Request, Response};
+use http_body::Body as _;
+use titan_routing::Key;
+
+use crate::body::ResponseBody;
+use crate::config::Protocol;
+use crate::exchange::{Described, Exchange};
+use crate::identity::{Claim, Peer};
+use crate::inbound::Inbound;
+use crate::rejection::{Reason, Rejection};
+use crate::upgrade;
+use crate::worker::{View, Worker};
+use crate::{deadline, headers};
+
+/// Answers a request.
+pub async fn handle(
+    worker: Rc<Worker>,
+    peer: Rc<Peer>,
+    request: Request<Inbound>,
+) -> Response<ResponseBody> {
+    let grpc = headers::is_grpc(request.headers());
+    let outcome = match Passage::new(worker.clone(), &peer, grpc, request) {
+        Ok(mut passage) => passage.run().await,
+        Err(rejection) => Err(rejection),
+    };
+    outcome.unwrap_or_else(|rejection| {
+        worker.metrics.rejected(rejection.reason);
+        tracing::debug!(reason = rejection.reason.as_str(), "{}", rejection.message);
+        rejection.response(grpc)
+    })
+}
+
+/// One request under way.
+struct Passage {
+    worker: Rc<Worker>,
+    grpc: bool,
+    started: Instant,
+    /// Until when the head of the answer must be here.
+    deadline: Option<Instant>,
+    /// Whether the client set the deadline, so that it also ends the body.
+    deadline_of_client: bool,
+    /// Whether it is shorter than the one that the client set.
+    deadline_cut: bool,
+    service: usize,
+    claim: Claim,
+    key: Option<Key>,
+    /// Chooses the cell of an anonymous request.
+    anonymous_hash: u64,
+    head: http::request::Parts,
+    body: Option<Inbound>,
+}
+
+impl Passage {
+    fn new(
+        worker: Rc<Worker>,
+        peer: &Peer,
+        grpc: bool,
+        request: Request<Inbound>,
+    ) -> Result<Self, Rejection> {
+        let started = Instant::now();
+        let view = worker.view();
+        let config = &view.config;
+        let (mut head, body) = request.into_parts();
+        // The watch over the whole process looks now and then; a thread knows at once what it has.
+        let crowded = worker.metrics.in_flight.get() >= config.limits.in_flight as u64;
+        if crowded || worker.shared.is_overloaded() {
+            return Err(Rejection::new(
+                Reason::Overloaded,
+                "the router is short of memory or has too many requests under way; try again in a moment",
+            ));
+        }
+        if head.method == Method::CONNECT {
+            return Err(Rejection::new(
+                Reason::BadRequest,
+                "CONNECT is not served: a WebSocket is opened over HTTP/1.1, with `upgrade`",
+            ));
+        }
+        let host = headers::host(&head.headers);
+        let service = view.services.find(&head.uri, host).ok_or_else(|| {
+            Rejection::new(
+                Reason::UnknownService,
+                format!(
+                    "no service for `{}`: the router knows paths `/titan.<service>.v1...` and hosts `<service>.<anything>` of {} services",
+                    head.uri.path(),
+                    view.services.len()
+                ),
+            )
+        })?;
+        let limit = config.limits.body_bytes;
+        if limit > 0 && body.size_hint().lower() > limit {
+            return Err(Rejection::new(
+                Reason::TooLarge,
+                format!("the body is larger than {limit} bytes (`limits.bodyBytes`)"),
+            ));
+        }
+        let claim = worker
+            .shared
+            .identity
+            .claim(config, view.table.mode(), peer, &head.headers)?;
+        let of_client = if grpc {
+            deadline::of(&head.headers)?
+        } else {
+            None
+        };
+        let deadline = deadline::effective(of_client, &config.limits);
+        upgrade::remember(&mut head);
+        headers::clean_request(&mut head.headers, head.version);
+        headers::trace(&mut head.headers);
+        Ok(Passage {
+            grpc,
+            started,
+            deadline: deadline.and_then(|limit| started.checked_add(limit)),
+            deadline_of_client: of_client.is_some(),
+            deadline_cut: of_client > deadline,
+            service,
+            claim,
+            key: None,
+            anonymous_hash: headers::hash_ip(peer.ip),
+            head,
+            body: Some(body),
+            worker,
+        })
+    }
+
+    async fn run(&mut self) -> Result<Response<ResponseBody>, Rejection> {
+        let mut view = self.worker.view();
+        self.key = match self.claim {
+            Claim::Key(key) => Some(key),
+            Claim::Anonymous => None,
+            Claim::UnknownKey => {
+                let identity = &self.worker.shared.identity;
+                let mode = view.table.mode();
+                let key = identity.claim_with_newer_keys(&view.config, mode, &self.head.headers);
+                let key = Box::pin(key).await?;
+                view = self.worker.view();
+                Some(key)
+            }
+        };
+        self.check_key_rate(&view)?;
+        let route = match self.route_now(&view)? {
+            Some(route) => route,
+            None => {
+                let route = Box::pin(self.route(view)).await?;
+                // It may have waited; the cell need not hear of what nobody waits for any more.
+                if self.is_late() {
+                    return Err(Rejection::new(
+                        Reason::Deadline,
+                        "the deadline passed while the range was being moved",
+                    ));
+                }
+                route
+            }
+        };
+        let mut exchange = Exchange::start(&self.worker, &route.target, self.started, self.grpc);
+        let view = self.worker.view();
+        if self.worker.logs_next(&view) {
+            exchange.describe(self.describe());
+        }
+        let Some(body) = self.body.take() else {
+            return Err(Rejection::new(
+                Reason::BadRequest,
+                "the request has no body",
+            ));
+        };
+        if route.target.pool.protocol() == Protocol::H1 && headers::wants_upgrade(&self.head) {
+            return Box::pin(self.upgrade(route, exchange, body)).await;
+        }
+        self.forward(route, exchange, body).await
+    }
+
+    fn check_key_rate(&self, view: &View) -> Result<(), Rejection> {
+        let limits = &view.config.limits;
+        let Some(key) = self.key.filter(|_| limits.per_key_rate > 0) else {
+            return Ok(());
+        };
+        let shared = &self.worker.shared;
+        let now_us = shared.clock.us_at(self.started);
+        let allowed = shared
+            .keys
+            .of(key.get())
+            .is_none_or(|rate| rate.allow(now_us, limits.per_key_rate, limits.per_key_burst));
+        if allowed {
+            return Ok(());
+        }
+        Err(Rejection::new(
+            Reason::KeyRate,
+            format!(
+                "key {key} sends more than {} requests a second",
+                limits.per_key_rate
+            ),
+        ))
+    }
+
+    fn describe(&self) -> Described {
+        let text = |name: &str| {
+            let value = self.head.headers.get(name)?;
+            Some(value.to_str().ok()?.to_owned())
+        };
+        Described {
+            method: self.head.method.clone(),
+            path: self.head.uri.path().to_owned(),
+            key: self.key.map(Key::get),
+            traceparent: text("traceparent"),
+        }
+    }
+}
