@@ -1,7 +1,8 @@
 //! Images of the workspace's own binaries. Which ones there are is the workspace's to say: every binary of a crate
 //! below the folders of things that run in a cluster, unless its manifest says otherwise:
-//! `[package.metadata.titan] image = false`.
+//! `[package.metadata.titan] image = false`, or names the profile that it is built with: `profile = "image-fast"`.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -28,7 +29,12 @@ pub struct Binary {
     package: String,
     /// Its name.
     pub name: String,
+    /// The profile of cargo that it is compiled with.
+    profile: String,
 }
+
+/// The profile of binaries whose manifest names none.
+const PROFILE: &str = "image";
 
 /// The binaries of the workspace that run in a cluster.
 pub fn list() -> Result<Vec<Binary>> {
@@ -53,6 +59,9 @@ fn select(metadata: &Value) -> Vec<Binary> {
         if refused || !folder.is_some_and(|folder| FOLDERS.contains(&folder)) {
             continue;
         }
+        let profile = package["metadata"]["titan"]["profile"]
+            .as_str()
+            .unwrap_or(PROFILE);
         for target in package["targets"].as_array().into_iter().flatten() {
             if target["kind"] == serde_json::json!(["bin"])
                 && let (Some(package), Some(name)) =
@@ -61,6 +70,7 @@ fn select(metadata: &Value) -> Vec<Binary> {
                 binaries.push(Binary {
                     package: package.to_owned(),
                     name: name.to_owned(),
+                    profile: profile.to_owned(),
                 });
             }
         }
@@ -95,28 +105,31 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>> {
     })
 }
 
-/// Compiles, and returns the folder with the binaries. Flags are given on the command line, so that other builds
-/// keep what they have compiled.
+/// Compiles, one profile after the other, and returns the folder with a folder for each profile. Flags are given on
+/// the command line, so that other builds keep what they have compiled.
 fn compile(binaries: &[Binary]) -> Result<PathBuf> {
     let target = paths::target().join("images");
-    let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(paths::repository())
-        .args(["build", "--profile=image", "--target", TARGET]);
-    cargo
-        .args(["--config", STATIC])
-        .arg("--target-dir")
-        .arg(&target);
-    for binary in binaries {
-        cargo.args(["--package", &binary.package, "--bin", &binary.name]);
+    let profiles: BTreeSet<_> = binaries.iter().map(|binary| &*binary.profile).collect();
+    for profile in profiles {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .current_dir(paths::repository())
+            .args(["build", "--profile", profile, "--target", TARGET])
+            .args(["--config", STATIC])
+            .arg("--target-dir")
+            .arg(&target);
+        for binary in binaries.iter().filter(|binary| binary.profile == profile) {
+            cargo.args(["--package", &binary.package, "--bin", &binary.name]);
+        }
+        let log = paths::build_log(&format!("images-{profile}"));
+        shell::logged(cargo.stdin(Stdio::null()), &log)?;
     }
-    shell::logged(cargo.stdin(Stdio::null()), &paths::build_log("images"))?;
-    Ok(target.join(TARGET).join("image"))
+    Ok(target.join(TARGET))
 }
 
 /// The image of a binary, and whether it had to be written.
 fn image(binary: &Binary, built: &Path) -> Result<(Image, bool)> {
-    let program = built.join(&binary.name);
+    let program = built.join(&binary.profile).join(&binary.name);
     let dir = folder()?;
     let archive = dir.join(format!("{}.tar", binary.name));
     let (program_digest, _) = oci::digest_of_file(&program)?;
@@ -183,6 +196,12 @@ mod tests {
                 package("operator", json!([bin("titan-operator"), { "kind": ["test"], "name": "api" }])),
                 package("crds", json!([bin("crdgen")])),
                 json!({
+                    "name": "cell-router",
+                    "manifest_path": "/r/cell-router/Cargo.toml",
+                    "metadata": { "titan": { "profile": "image-fast" } },
+                    "targets": [bin("cell-router")],
+                }),
+                json!({
                     "name": "bench",
                     "manifest_path": "/r/cell-router/bench/Cargo.toml",
                     "metadata": { "titan": { "image": false } },
@@ -190,10 +209,18 @@ mod tests {
                 }),
             ],
         });
-        let names: Vec<_> = select(&metadata)
+        let found: Vec<_> = select(&metadata)
             .into_iter()
-            .map(|binary| binary.name)
+            .map(|binary| (binary.name, binary.profile))
             .collect();
-        assert_eq!(names, ["titan-operator", "user"]);
+        let expected = [
+            ("cell-router", "image-fast"),
+            ("titan-operator", "image"),
+            ("user", "image"),
+        ];
+        assert_eq!(
+            found,
+            expected.map(|(name, profile)| (name.to_owned(), profile.to_owned()))
+        );
     }
 }
