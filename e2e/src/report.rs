@@ -19,7 +19,8 @@ pub fn write(name: &str, content: &Value) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn machine() -> Value {
+/// What it was measured on.
+pub fn machine() -> Value {
     let field = |file: &str, name: &str| {
         let text = fs::read_to_string(file).unwrap_or_default();
         let line = text

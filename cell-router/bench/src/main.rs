@@ -10,10 +10,15 @@
     reason = "counts of requests, far below 2^52"
 )]
 
+mod cores;
 mod load;
+mod pace;
 mod pod;
 mod proxies;
+mod tables;
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -21,8 +26,11 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 
-use load::{Latency, Pace, Push, Pushed};
-use proxies::{Proxy, Running, Setup, Shape};
+use cores::Place;
+use load::{Push, Pushed};
+use pace::{Latency, Pace};
+use pod::Pod;
+use proxies::{Memory, Proxy, Running, Setup, Shape, Table};
 
 #[derive(Parser)]
 struct Arguments {
@@ -32,42 +40,59 @@ struct Arguments {
     /// Requests of each run at full speed.
     #[arg(long, default_value_t = 100_000)]
     requests: u64,
-    /// How often everything is measured; proxies take turns.
+    /// How often everything is measured; proxies take turns, and tables show the median.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Seconds of each run at a fixed rate.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// Only CPU per request and maximum rate of gRPC with one thread.
     #[arg(long)]
     quick: bool,
-    /// Prints the table of the docs on stderr.
+    /// Writes the tables of the docs there.
     #[arg(long)]
-    markdown: bool,
+    markdown: Option<PathBuf>,
 }
 
+/// A run at full speed.
 #[derive(Debug, Serialize)]
 struct Speed {
     proxy: &'static str,
-    shape: String,
+    shape: Shape,
     threads: usize,
     cells: usize,
     pushed: Pushed,
     cpu_us_per_request: f64,
-    resident_bytes: u64,
+    memory: Memory,
 }
 
+/// A run at a fixed rate.
 #[derive(Debug, Serialize)]
 struct Paced {
     proxy: &'static str,
-    threads: usize,
+    shape: Shape,
+    /// Cells in the table, and those that are asked.
+    cells: usize,
+    asked: usize,
     pace: Pace,
     latency: Latency,
     cpu_us_per_request: f64,
+    memory: Memory,
 }
 
-const ONE_CORE: Option<&str> = Some("0");
-const OTHER_CORE: Option<&str> = Some("1");
+/// Cells in the table, where it is not their number that is looked at.
+const CELLS: usize = 500;
+/// Fixed rates, below what the slowest proxy can do.
+const RATES: [u64; 2] = [1_000, 4_000];
+
+struct Bench {
+    proxies: Vec<Proxy>,
+    push: Push,
+    seconds: u64,
+    pods: [SocketAddr; 2],
+    speeds: Vec<Speed>,
+    paces: Vec<Paced>,
+}
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
@@ -87,195 +112,226 @@ fn main() -> Result<()> {
         }
         here
     });
-    let pod = pod::start()?;
-    let mut speeds = Vec::new();
-    let mut paces = Vec::new();
-    let one = Setup {
-        shape: Shape::Grpc,
-        threads: 1,
-        cells: 500,
-        cores: ONE_CORE,
+    let mut bench = Bench {
+        proxies,
+        push: Push {
+            requests: arguments.requests,
+            connections: 8,
+            streams: 16,
+        },
+        seconds: arguments.seconds,
+        pods: [
+            Pod::bind(Shape::Grpc)?.start(Place::Load)?,
+            Pod::bind(Shape::Grpc)?.start(Place::All)?,
+        ],
+        speeds: Vec::new(),
+        paces: Vec::new(),
     };
-    let push = Push {
-        requests: arguments.requests,
-        connections: 8,
-        streams: 16,
-    };
+    let h1 = Pod::bind(Shape::Http1)?.start(Place::Load)?;
     for round in 1..=arguments.rounds {
         eprintln!("round {round} of {}", arguments.rounds);
-        for proxy in &proxies {
-            speeds.push(speed(*proxy, pod, one, push, OTHER_CORE)?);
-        }
-        if arguments.quick {
-            continue;
-        }
-        let setup = Setup {
-            shape: Shape::Http1,
-            ..one
-        };
-        let h1 = Push {
-            connections: 64,
-            streams: 1,
-            ..push
-        };
-        for proxy in &proxies {
-            speeds.push(speed(*proxy, pod, setup, h1, OTHER_CORE)?);
-        }
-        let all = std::thread::available_parallelism()?.get();
-        let setup = Setup {
-            threads: all,
-            cores: None,
-            ..one
-        };
-        for proxy in &proxies {
-            speeds.push(speed(*proxy, pod, setup, push, None)?);
-        }
-        for cells in [1, 50, 500, 10_000] {
-            let setup = Setup { cells, ..one };
-            speeds.push(speed(Proxy::CellRouter, pod, setup, push, OTHER_CORE)?);
-        }
-        for per_second in [1_000, 4_000] {
-            let pace = Pace {
-                per_second,
-                seconds: arguments.seconds,
-                connections: 8,
-                cells: 1,
-            };
-            for proxy in [Proxy::Direct].iter().chain(&proxies) {
-                paces.push(paced(*proxy, pod, one, pace)?);
-            }
+        bench.full_speed(Shape::Grpc, bench.pods[0])?;
+        if !arguments.quick {
+            bench.full_speed(Shape::Http1, h1)?;
+            bench.all_cores()?;
+            bench.flat_cost()?;
+            bench.latency()?;
         }
     }
-    let versions: Vec<_> = proxies
+    let versions: Vec<_> = bench
+        .proxies
         .iter()
         .map(|proxy| json!({ "proxy": proxy.name(), "version": proxy.version() }))
         .collect();
-    if arguments.markdown {
-        eprintln!("{}", markdown(&speeds, &paces));
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    if let Some(path) = &arguments.markdown {
+        std::fs::write(path, tables::markdown(&bench.speeds, &bench.paces))?;
     }
     println!(
         "{}",
         serde_json::to_string_pretty(&json!({
             "versions": versions,
-            "speed": speeds,
-            "paced": paces,
+            "load_average_at_the_end": load.trim(),
+            "speed": bench.speeds,
+            "paced": bench.paces,
         }))?
     );
     Ok(())
 }
 
-fn speed(
-    proxy: Proxy,
-    pod: std::net::SocketAddr,
-    setup: Setup,
-    push: Push,
-    cores: Option<&str>,
-) -> Result<Speed> {
-    let running = Running::start(proxy, pod, setup)?;
-    let warm = Push {
-        requests: push.requests / 10,
-        ..push
-    };
-    load::push(running.address, setup.shape, warm, cores)?;
-    let before = running.cpu();
-    let pushed = load::push(running.address, setup.shape, push, cores)?;
-    let used = running.cpu().saturating_sub(before);
-    let speed = Speed {
-        proxy: proxy.name(),
-        shape: format!("{:?}", setup.shape).to_lowercase(),
-        threads: setup.threads,
-        cells: setup.cells,
-        pushed,
-        cpu_us_per_request: micros_each(used, pushed.ok),
-        resident_bytes: running.resident(),
-    };
-    eprintln!(
-        "  {:<12} {:<6} {} thread(s), {:>5} cells: {:>7.0} requests/s, {:>6.2} us CPU each, {:>5.1} MiB, {} failed",
-        speed.proxy,
-        speed.shape,
-        speed.threads,
-        speed.cells,
-        pushed.per_second,
-        speed.cpu_us_per_request,
-        speed.resident_bytes as f64 / 1_048_576.0,
-        pushed.failed,
-    );
-    Ok(speed)
-}
+impl Bench {
+    /// One thread each, as fast as answers come.
+    fn full_speed(&mut self, shape: Shape, pod: SocketAddr) -> Result<()> {
+        let push = match shape {
+            Shape::Grpc => self.push,
+            Shape::Http1 => Push {
+                connections: 64,
+                streams: 1,
+                ..self.push
+            },
+        };
+        for proxy in self.proxies.clone() {
+            let setup = Setup {
+                shape,
+                threads: 1,
+                cells: CELLS,
+                place: Place::Proxy,
+            };
+            self.speed(proxy, pod, setup, push)?;
+        }
+        Ok(())
+    }
 
-fn paced(proxy: Proxy, pod: std::net::SocketAddr, setup: Setup, pace: Pace) -> Result<Paced> {
-    let running = Running::start(proxy, pod, setup)?;
-    let before = running.cpu();
-    let latency = load::pace(running.address, pace)?;
-    let used = running.cpu().saturating_sub(before);
-    let paced = Paced {
-        proxy: proxy.name(),
-        threads: setup.threads,
-        pace,
-        latency,
-        cpu_us_per_request: micros_each(used, latency.requests),
-    };
-    eprintln!(
-        "  {:<12} {:>6} requests/s: p50 {:>5} us, p99 {:>6} us, p99.9 {:>6} us, {:>6.2} us CPU each, {} failed",
-        paced.proxy,
-        pace.per_second,
-        latency.p50,
-        latency.p99,
-        latency.p999,
-        paced.cpu_us_per_request,
-        latency.failed,
-    );
-    Ok(paced)
+    /// A thread for each core; pod and load take from the same cores.
+    fn all_cores(&mut self) -> Result<()> {
+        for proxy in self.proxies.clone() {
+            let setup = Setup {
+                shape: Shape::Grpc,
+                threads: cores::count(),
+                cells: CELLS,
+                place: Place::All,
+            };
+            self.speed(proxy, self.pods[1], setup, self.push)?;
+        }
+        Ok(())
+    }
+
+    /// What more cells in the table cost: asked for keys of all, but of no more than 500 cells, because each has
+    /// connections of its own.
+    fn flat_cost(&mut self) -> Result<()> {
+        for cells in [1, 50, 500, 10_000] {
+            let mut asked = vec![1, cells.min(CELLS)];
+            asked.dedup();
+            for asked in asked {
+                let table = Table { cells, asked };
+                self.pace(Proxy::CellRouter, Shape::Grpc, RATES[1], table)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What each adds to latency, next to no proxy at all.
+    fn latency(&mut self) -> Result<()> {
+        let best = self
+            .speeds
+            .iter()
+            .filter(|speed| speed.proxy == Proxy::CellRouter.name() && speed.threads == 1)
+            .filter(|speed| speed.shape == Shape::Grpc)
+            .map(|speed| speed.pushed.per_second)
+            .next();
+        // Half of what the router did at full speed in the first round.
+        let half = best.map(|best| (best / 2_000.0) as u64 * 1_000);
+        let table = Table {
+            cells: CELLS,
+            asked: 1,
+        };
+        for rate in RATES.into_iter().chain(half) {
+            for proxy in [Proxy::Direct].into_iter().chain(self.proxies.clone()) {
+                self.pace(proxy, Shape::Grpc, rate, table)?;
+            }
+        }
+        for proxy in [Proxy::Direct].into_iter().chain(self.proxies.clone()) {
+            self.pace(proxy, Shape::Http1, RATES[1], table)?;
+        }
+        Ok(())
+    }
+
+    fn speed(&mut self, proxy: Proxy, pod: SocketAddr, setup: Setup, push: Push) -> Result<()> {
+        let place = match setup.place {
+            Place::Proxy => Place::Load,
+            other => other,
+        };
+        let running = Running::start(proxy, pod, setup)?;
+        let warm = Push {
+            requests: push.requests / 10,
+            ..push
+        };
+        load::push(running.address, setup.shape, warm, place)?;
+        let before = running.cpu();
+        let pushed = load::push(running.address, setup.shape, push, place)?;
+        let used = running.cpu().saturating_sub(before);
+        let speed = Speed {
+            proxy: proxy.name(),
+            shape: setup.shape,
+            threads: setup.threads,
+            cells: setup.cells,
+            pushed,
+            cpu_us_per_request: micros_each(used, pushed.ok),
+            memory: running.memory(),
+        };
+        eprintln!(
+            "  {:<12} {:<6} {} thread(s), {:>5} cells: {:>7.0} requests/s, {:>6.2} us CPU each, {:>5.1} MiB, {} failed",
+            speed.proxy,
+            speed.shape.name(),
+            speed.threads,
+            speed.cells,
+            pushed.per_second,
+            speed.cpu_us_per_request,
+            tables::mebibytes(speed.memory.resident),
+            pushed.failed,
+        );
+        self.speeds.push(speed);
+        Ok(())
+    }
+
+    fn pace(&mut self, proxy: Proxy, shape: Shape, per_second: u64, table: Table) -> Result<()> {
+        let setup = Setup {
+            shape,
+            threads: 1,
+            cells: table.cells,
+            place: Place::Proxy,
+        };
+        let pace = Pace {
+            per_second,
+            seconds: self.seconds,
+            connections: if shape == Shape::Grpc { 8 } else { 64 },
+        };
+        let pod = Pod::bind(shape)?;
+        let running = Running::start(proxy, pod.address()?, setup)?;
+        // On a thread of its own, so that what is started later is not held to its core.
+        let (latency, used) = std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                cores::run_on(Place::Load, async {
+                    tokio::task::spawn_local(pod.serve());
+                    let mut before = Duration::ZERO;
+                    let latency = pace::pace(running.address, shape, pace, table, || {
+                        before = running.cpu();
+                    })
+                    .await?;
+                    Ok((latency, running.cpu().saturating_sub(before)))
+                })
+            });
+            load.join()
+                .map_err(|_| anyhow::anyhow!("the load panicked"))?
+        })?;
+        let paced = Paced {
+            proxy: proxy.name(),
+            shape,
+            cells: table.cells,
+            asked: table.asked,
+            pace,
+            latency,
+            cpu_us_per_request: micros_each(used, latency.requests),
+            memory: running.memory(),
+        };
+        eprintln!(
+            "  {:<12} {:<6} {:>6} requests/s, {:>5} cells, {:>3} asked: p50 {:>5} us, p99 {:>6} us, p99.9 {:>6} us, {:>6.2} us CPU each, {} failed",
+            paced.proxy,
+            shape.name(),
+            per_second,
+            table.cells,
+            table.asked,
+            latency.p50,
+            latency.p99,
+            latency.p999,
+            paced.cpu_us_per_request,
+            latency.failed,
+        );
+        self.paces.push(paced);
+        Ok(())
+    }
 }
 
 fn micros_each(time: Duration, requests: u64) -> f64 {
     time.as_secs_f64() * 1e6 / requests.max(1) as f64
-}
-
-/// The median over the rounds, one row a proxy and kind of run.
-fn markdown(speeds: &[Speed], paces: &[Paced]) -> String {
-    use std::collections::BTreeMap;
-    use std::fmt::Write as _;
-    let median = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-    };
-    let mut text = String::from(
-        "| traffic | threads | cells | proxy | CPU us/request | requests/s | memory MiB |\n|---|---|---|---|---|---|---|\n",
-    );
-    let mut groups: BTreeMap<_, Vec<&Speed>> = BTreeMap::new();
-    for speed in speeds {
-        let key = (&speed.shape, speed.threads, speed.cells, speed.proxy);
-        groups.entry(key).or_default().push(speed);
-    }
-    for ((shape, threads, cells, proxy), runs) in groups {
-        let of = |read: fn(&Speed) -> f64| median(runs.iter().map(|run| read(run)).collect());
-        let _ = writeln!(
-            text,
-            "| {shape} | {threads} | {cells} | {proxy} | {:.1} | {:.0} | {:.1} |",
-            of(|run| run.cpu_us_per_request),
-            of(|run| run.pushed.per_second),
-            of(|run| run.resident_bytes as f64 / 1_048_576.0),
-        );
-    }
-    text.push_str("\n| requests/s | proxy | p50 us | p99 us | p99.9 us | CPU us/request |\n|---|---|---|---|---|---|\n");
-    let mut groups: BTreeMap<_, Vec<&Paced>> = BTreeMap::new();
-    for pace in paces {
-        groups
-            .entry((pace.pace.per_second, pace.proxy))
-            .or_default()
-            .push(pace);
-    }
-    for ((rate, proxy), runs) in groups {
-        let of = |read: fn(&Paced) -> f64| median(runs.iter().map(|run| read(run)).collect());
-        let _ = writeln!(
-            text,
-            "| {rate} | {proxy} | {:.0} | {:.0} | {:.0} | {:.1} |",
-            of(|run| run.latency.p50 as f64),
-            of(|run| run.latency.p99 as f64),
-            of(|run| run.latency.p999 as f64),
-            of(|run| run.cpu_us_per_request),
-        );
-    }
-    text
 }

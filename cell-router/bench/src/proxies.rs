@@ -13,6 +13,8 @@ use titan_routing::{
     Assignment, AssignmentState, CellEndpoint, Epoch, Key, KeyRange, KeyspaceMode, RoutingTable,
 };
 
+use crate::cores::Place;
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Proxy {
@@ -29,12 +31,22 @@ pub enum Proxy {
 }
 
 /// What the proxies speak with clients and with the pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub enum Shape {
     /// gRPC over HTTP/2 on both sides.
     Grpc,
     /// HTTP/1.1 on both sides, with keep-alive.
     Http1,
+}
+
+impl Shape {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Grpc => "gRPC",
+            Shape::Http1 => "HTTP/1.1",
+        }
+    }
 }
 
 impl Proxy {
@@ -130,12 +142,47 @@ pub struct Setup {
     pub threads: usize,
     /// Cells in the table (cell-router alone has one).
     pub cells: usize,
-    /// The cores that it may use, as `taskset` takes them.
-    pub cores: Option<&'static str>,
+    /// The cores that it may use.
+    pub place: Place,
 }
 
-/// Keys of one cell.
-pub const KEYS_PER_CELL: u64 = 10_000;
+/// What is asked for.
+pub const PATH: &str = "/titan.order.v1.Orders/Get";
+
+/// All keys. They are spread over the cells of a table.
+pub const KEYS: u64 = 10_000_000;
+
+/// Which keys are asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Cells in the table.
+    pub cells: usize,
+    /// Cells whose keys are asked for, spread over the table. Each has connections of its own to its pods, as
+    /// different cells have different pods.
+    pub asked: usize,
+}
+
+impl Table {
+    fn keys_each(self) -> u64 {
+        KEYS / self.cells as u64
+    }
+
+    /// The first key of each cell that is asked.
+    pub fn one_key_a_cell(self) -> impl Iterator<Item = u64> {
+        (0..self.asked as u64).map(move |turn| self.first_key(turn))
+    }
+
+    fn first_key(self, turn: u64) -> u64 {
+        let apart = (self.cells / self.asked).max(1) as u64;
+        turn * apart * self.keys_each()
+    }
+
+    /// A key, from a random number.
+    pub fn key(self, random: u64) -> u64 {
+        let turn = (random >> 32) % self.asked as u64;
+        self.first_key(turn) + random % self.keys_each()
+    }
+}
 
 impl Running {
     /// Starts a proxy in front of a pod.
@@ -158,14 +205,8 @@ impl Running {
             Proxy::Envoy => envoy(dir, address, pod, setup)?,
             Proxy::Direct => Vec::new(),
         };
-        let mut command = match setup.cores {
-            Some(cores) => {
-                let mut command = Command::new("taskset");
-                command.args(["-c", cores]).arg(&program);
-                command
-            }
-            None => Command::new(&program),
-        };
+        let mut command = Command::new("taskset");
+        command.args(["-c", &setup.place.list()]).arg(&program);
         let log = fs::File::create(dir.join("log"))?;
         let child = command
             .args(arguments)
@@ -218,22 +259,34 @@ impl Running {
         self.processes().into_iter().map(cpu_of).sum()
     }
 
-    /// Resident memory, in bytes. For several processes, what they share is counted once.
-    pub fn resident(&self) -> u64 {
-        self.processes()
-            .into_iter()
-            .map(|pid| {
-                let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+    /// Memory of it.
+    pub fn memory(&self) -> Memory {
+        let mut memory = Memory::default();
+        for pid in self.processes() {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"));
+            let rollup = rollup.unwrap_or_default();
+            let bytes = |name: &str| {
                 rollup
-                    .unwrap_or_default()
                     .lines()
-                    .find_map(|line| line.strip_prefix("Pss:"))
+                    .find_map(|line| line.strip_prefix(name))
                     .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
                     .unwrap_or(0)
                     * 1024
-            })
-            .sum()
+            };
+            memory.resident += bytes("Rss:");
+            memory.proportional += bytes("Pss:");
+        }
+        memory
     }
+}
+
+/// Memory, in bytes, summed over the processes of a proxy.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct Memory {
+    /// RSS.
+    pub resident: u64,
+    /// PSS: what is shared with other processes is shared out.
+    pub proportional: u64,
 }
 
 /// From `schedstat`, in nanoseconds, summed over threads: `stat` counts ticks of 10 ms.
@@ -265,10 +318,11 @@ fn written(directory: &Path, name: &str, text: &str) -> Result<String> {
 pub fn table(cells: usize, pod: SocketAddr) -> Result<RoutingTable> {
     let name = |index: u64| format!("cell-{:05}", index + 1);
     let count = cells as u64;
+    let each = KEYS / count;
     let rows = (0..count)
         .map(|index| {
-            let first = Key::new(index * KEYS_PER_CELL)?;
-            let last = Key::new((index + 1) * KEYS_PER_CELL - 1)?;
+            let first = Key::new(index * each)?;
+            let last = Key::new((index + 1) * each - 1)?;
             Ok(Assignment {
                 range: KeyRange::new(first, last)?,
                 cell: name(index),
