@@ -9,6 +9,7 @@ use kube::runtime::reflector::Store;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
 
 use crate::attempt::Failures;
+use crate::echoes::Echoes;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::stores::kafka::KafkaAdmin;
@@ -36,6 +37,8 @@ pub struct Context {
     pub fleets: Store<CellFleet>,
     /// One admin client a Kafka.
     pub kafka: KafkaAdmins,
+    /// The last writes, whose events need no pass.
+    pub echoes: Arc<Echoes>,
     /// How often each object failed in a row.
     pub failures: Failures,
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, Shared};
 use futures::stream;
 use futures::{Stream, StreamExt, TryStreamExt};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, ResourceExt};
 use titan_crds::{Cell, CellFleet, ServiceProfile};
@@ -22,11 +24,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Failures;
 use crate::context::{Context, KafkaAdmins};
+use crate::echoes::Echoes;
+use crate::gather::{Window, gather};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::operate::Settings;
 use crate::tables::{TableEvent, Tables};
 use crate::{cell, fleet};
+
+/// How long to gather the changes of cells into one table and one status of their fleet.
+const FLEET_WINDOW: Window = Window {
+    quiet: Duration::from_millis(200),
+    longest: Duration::from_secs(1),
+};
 
 /// Where it is sent which objects are to be looked at.
 #[derive(Clone)]
@@ -59,6 +69,7 @@ pub(crate) async fn lead(
     let (profiles, profiles_writer) = reflector::store::<ServiceProfile>();
     let (fleets, fleets_writer) = reflector::store::<CellFleet>();
     let table_events = tables.events();
+    let echoes = Arc::new(Echoes::default());
     let context = Arc::new(Context {
         recorder: Recorder::new(
             client.clone(),
@@ -76,6 +87,7 @@ pub(crate) async fn lead(
         profiles,
         fleets,
         kafka: KafkaAdmins::default(),
+        echoes: echoes.clone(),
         failures: Failures::default(),
     });
     let (cell_sender, cell_refs) = mpsc::unbounded_channel();
@@ -85,14 +97,18 @@ pub(crate) async fn lead(
         fleets: fleet_sender,
     };
 
-    let cell_stream = watch(Api::<Cell>::all(client.clone()))
+    let cell_events = watch(Api::<Cell>::all(client.clone()))
         .reflect(cells_writer)
-        .touched_objects()
         .inspect_ok({
             let look = look.clone();
-            move |cell| look.at_fleet(&cell.spec.fleet)
-        })
-        .boxed();
+            move |event| {
+                if let Event::Apply(cell) | Event::InitApply(cell) | Event::Delete(cell) = event {
+                    look.at_fleet(&cell.spec.fleet);
+                }
+            }
+        });
+    // What the operator wrote into a Cell matters to its fleet, not to the cell.
+    let cell_stream = echoes.without(cell_events).touched_objects().boxed();
     let fleet_stream = watch(Api::<CellFleet>::all(client.clone()))
         .reflect(fleets_writer)
         .touched_objects()
@@ -153,7 +169,7 @@ pub(crate) async fn lead(
             context,
             fleet::Triggers {
                 fleets: fleet_stream,
-                members: received(fleet_refs).boxed(),
+                members: gather(received(fleet_refs), FLEET_WINDOW).boxed(),
             },
             over.clone(),
         ),
@@ -161,7 +177,7 @@ pub(crate) async fn lead(
 }
 
 /// A watch whose objects are kept without their managed fields, which nothing here reads.
-fn watch<K>(api: Api<K>) -> impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + Send
+fn watch<K>(api: Api<K>) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
 where
     K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
 {

@@ -12,6 +12,7 @@ use titan_routing::server::{RegistryOptions, RegistryService, builder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::limit::GlobalConcurrencyLimitLayer;
 
 use crate::http::{Readiness, router};
 use crate::lead::lead;
@@ -33,6 +34,9 @@ pub struct Settings {
     pub namespace: String,
 }
 
+/// Requests to the apiserver that are under way at once, of all passes. More make neither side faster, and each has a
+/// connection of its own, which costs memory on both.
+const REQUESTS_AT_ONCE: usize = 24;
 /// The name of the Lease.
 const LEASE: &str = "titan-operator";
 /// What the operator calls itself to the apiserver.
@@ -75,7 +79,10 @@ pub async fn operate(
     let gate = WriteGate::closed();
     // So that an audit log says who wrote.
     config.headers.push((http::header::USER_AGENT, USER_AGENT));
+    // A Lease that waited behind a hundred other requests would run out.
+    let lease_client = Client::try_from(config.clone())?;
     let client = ClientBuilder::try_from(config)?
+        .with_layer(&GlobalConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
         .with_layer(&GateLayer(gate.clone()))
         .build();
     let registry = RegistryService::new(RegistryOptions::default());
@@ -100,7 +107,7 @@ pub async fn operate(
     ));
 
     let mut candidate = Candidate::new(
-        client.clone(),
+        lease_client,
         &settings.namespace,
         LEASE,
         settings.identity.clone(),

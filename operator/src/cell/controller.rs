@@ -17,18 +17,22 @@ use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, WatchStreamExt, watcher};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use titan_crds::Cell;
 use titan_planner::object::{CELL_LABEL, MANAGED_BY, MANAGER};
 
 use crate::cell::{ReconcileError, reconcile};
 use crate::context::Context;
+use crate::gather::{Window, gather};
 
-/// Reconciles under way at once. Each has up to 16 requests under way itself.
-const CONCURRENCY: u16 = 16;
+/// Passes under way at once. Each holds all objects of its cell in memory, twice: as they are and as they should be.
+const CONCURRENCY: u16 = 6;
 /// How long to gather events of a cell before looking at it: its services become ready one after another.
-const DEBOUNCE: Duration = Duration::from_millis(250);
+const WINDOW: Window = Window {
+    quiet: Duration::from_millis(250),
+    longest: Duration::from_secs(2),
+};
 /// How many objects a watch's first LIST asks for at a time.
 const PAGE: u32 = 500;
 
@@ -51,13 +55,9 @@ pub async fn run(
 ) {
     let Triggers { cells, references } = triggers;
     Controller::for_stream(cells, context.cells.clone())
-        .with_config(
-            Config::default()
-                .concurrency(CONCURRENCY)
-                .debounce(DEBOUNCE),
-        )
+        .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(references)
-        .reconcile_on(owned_objects(&context.client))
+        .reconcile_on(gather(owned_objects(&context), WINDOW))
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)
         .for_each(|result| async move {
@@ -82,28 +82,28 @@ fn retry(cell: Arc<Cell>, error: &ReconcileError, context: Arc<Context>) -> Acti
     context.retry(CONTROLLER, &cell.name_any(), error)
 }
 
-/// Every change of an object that the operator made, as the Cell that it belongs to. Only metadata is watched: what is in
+/// Every change that somebody else made to an object of the operator, as the Cell that it belongs to. Only metadata is watched: what is in
 /// the objects is read when their cell is reconciled, so nothing of it is kept in memory.
 ///
 /// Secrets are not watched: that would take the right to read every Secret of the cluster.
-fn owned_objects(client: &Client) -> BoxStream<'static, ObjectRef<Cell>> {
+fn owned_objects(context: &Context) -> BoxStream<'static, ObjectRef<Cell>> {
     stream::select_all([
-        owned::<Namespace>(client),
-        owned::<RoleBinding>(client),
-        owned::<ServiceAccount>(client),
-        owned::<ConfigMap>(client),
-        owned::<NetworkPolicy>(client),
-        owned::<Service>(client),
-        owned::<StatefulSet>(client),
-        owned::<Job>(client),
-        owned::<Deployment>(client),
-        owned::<PodDisruptionBudget>(client),
-        owned::<HorizontalPodAutoscaler>(client),
+        owned::<Namespace>(context),
+        owned::<RoleBinding>(context),
+        owned::<ServiceAccount>(context),
+        owned::<ConfigMap>(context),
+        owned::<NetworkPolicy>(context),
+        owned::<Service>(context),
+        owned::<StatefulSet>(context),
+        owned::<Job>(context),
+        owned::<Deployment>(context),
+        owned::<PodDisruptionBudget>(context),
+        owned::<HorizontalPodAutoscaler>(context),
     ])
     .boxed()
 }
 
-fn owned<K>(client: &Client) -> BoxStream<'static, ObjectRef<Cell>>
+fn owned<K>(context: &Context) -> BoxStream<'static, ObjectRef<Cell>>
 where
     K: Resource<DynamicType = ()>
         + Clone
@@ -116,8 +116,16 @@ where
     let config = watcher::Config::default()
         .labels(&format!("{MANAGED_BY}={MANAGER},{CELL_LABEL}"))
         .page_size(PAGE);
-    watcher(Api::<PartialObjectMeta<K>>::all(client.clone()), config)
-        .default_backoff()
+    let events = watcher(
+        Api::<PartialObjectMeta<K>>::all(context.client.clone()),
+        config,
+    )
+    .default_backoff()
+    .modify(|object| object.managed_fields_mut().clear());
+    context
+        .echoes
+        .clone()
+        .without(events)
         .touched_objects()
         .filter_map(|object| async move {
             match object {

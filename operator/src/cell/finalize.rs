@@ -42,7 +42,7 @@ pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, R
         return Ok(Action::await_change());
     }
     if let Some(step) = take_apart(cell, context).await? {
-        report::write(cell, context, status_of(cell, &step)?).await?;
+        let _ = report::write(cell, context, status_of(cell, &step)?).await?;
         return Ok(Action::requeue(AGAIN));
     }
     release(cell, context).await?;

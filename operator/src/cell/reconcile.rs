@@ -29,15 +29,20 @@ use crate::cell::finalize::{FINALIZER, finalize};
 use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
 use crate::cell::postgres::tend;
-use crate::cell::report::report;
+use crate::cell::report::{Reported, report};
 use crate::cell::services::{Diagnoses, diagnose_pods, rollup, services_step, step_of};
 use crate::cluster::{ApplyError, LiveObjects, ObjectClient, Scope, apply_stage, prune};
 use crate::context::Context;
 use crate::ledger::{System, Write};
+use crate::stores::postgres::OwnershipRow;
 use crate::stores::{StoreError, kafka, postgres};
 
-/// How soon to look again at something that no watch tells of: a database that is starting, a pod that is stuck.
+/// How soon to look again at a Cell of which an old view was looked at.
+const SHORTLY: Duration = Duration::from_secs(1);
+/// How soon to look again at something that no watch tells of: a database that is starting.
 const SOON: Duration = Duration::from_secs(3);
+/// How soon to look whether a pod is stuck.
+const STUCK: Duration = Duration::from_secs(10);
 /// How soon to look again at something that a person has to mend, and at something that has been going on for long: a
 /// hundred cells that start at once are not looked at all the time.
 const LATER: Duration = Duration::from_secs(20);
@@ -76,8 +81,10 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
             .tables
             .latest(&cell.spec.fleet)
             .and_then(|table| table.served_by(&cell.name_any()).next().cloned());
-        report(&cell, &context, progress).await?;
-        return Ok(Action::await_change());
+        return Ok(match report(&cell, &context, progress).await? {
+            Reported::Told => Action::await_change(),
+            Reported::Outdated => Action::requeue(SHORTLY),
+        });
     }
     let cell = hold(cell, &context).await?;
     let result = drive(&cell, &context, &mut progress).await;
@@ -88,7 +95,9 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
         note_error(&mut progress.steps, error);
     }
     let next = requeue(&progress.steps, waited(&cell));
-    report(&cell, &context, progress).await?;
+    if report(&cell, &context, progress).await? == Reported::Outdated {
+        return Ok(Action::requeue(SHORTLY));
+    }
     match result {
         Ok(()) => Ok(next),
         Err(error) => match step_of_error(&error) {
@@ -114,6 +123,9 @@ async fn hold(cell: Arc<Cell>, context: &Context) -> Result<Arc<Cell>, Reconcile
     let held = Api::<Cell>::all(context.client.clone())
         .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
         .await?;
+    context
+        .echoes
+        .note(held.metadata.resource_version.as_deref());
     context.ledger.record(Write {
         system: System::Kubernetes,
         verb: "hold",
@@ -144,7 +156,8 @@ async fn drive(
         return Ok(());
     };
 
-    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &valid.name);
+    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &valid.name)
+        .noting(&context.echoes);
     let namespace = match build_namespace(&valid) {
         Ok(namespace) => namespace,
         Err(invalid) => {
@@ -237,6 +250,8 @@ struct Databases {
     id: String,
     /// What there is, in words.
     message: String,
+    /// Who may write which keys in it.
+    owned: Vec<OwnershipRow>,
 }
 
 impl Pass<'_> {
@@ -288,7 +303,7 @@ impl Pass<'_> {
         progress.steps.services = self.as_released(services_step(&services, &diagnoses), &services);
         progress.services = Some(services);
         if row.state == AssignmentState::Active {
-            progress.steps.serving = self.serve(row).await?;
+            progress.steps.serving = self.serve(row, &database.owned).await?;
         } else {
             progress.steps.serving = Step::waiting(
                 "RangeNotActive",
@@ -388,6 +403,7 @@ impl Pass<'_> {
         };
         Ok(Ok(Databases {
             id: sql.id,
+            owned: sql.owned,
             message: format!("PostgreSQL has {} schemas, Redis {cache}", sql.schemas),
         }))
     }
@@ -420,7 +436,15 @@ impl Pass<'_> {
     }
 
     /// Lets this cell write its range, at the epoch of its row.
-    async fn serve(&self, row: &Assignment) -> Result<Step, ReconcileError> {
+    async fn serve(
+        &self,
+        row: &Assignment,
+        owned: &[OwnershipRow],
+    ) -> Result<Step, ReconcileError> {
+        let done = Step::Done(format!("{} at epoch {}", row.range, row.epoch));
+        if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
+            return Ok(done);
+        }
         let activated = postgres::activate(
             &self.credentials.postgres,
             &self.valid.database(),
@@ -431,7 +455,7 @@ impl Pass<'_> {
         )
         .await;
         match activated {
-            Ok(_) => Ok(Step::Done(format!("{} at epoch {}", row.range, row.epoch))),
+            Ok(_) => Ok(done),
             Err(error) => store_step(error),
         }
     }
@@ -530,6 +554,12 @@ fn requeue(steps: &Steps, waited: Duration) -> Action {
         Action::requeue(jitter(RESYNC))
     } else if all.iter().any(|step| matches!(step, Step::Failed { .. })) {
         Action::requeue(jitter(LATER))
+    } else if [accepted, range, databases, topics]
+        .iter()
+        .all(|step| step.is_done())
+    {
+        // Watches tell how Jobs and Deployments get on, and only of a pod that is stuck they do not.
+        Action::requeue(jitter(waited.clamp(STUCK, LATER)))
     } else {
         Action::requeue(jitter((waited / 4).clamp(SOON, LATER)))
     }

@@ -14,12 +14,22 @@ use crate::cluster::{is_conflict, is_not_found};
 use crate::context::Context;
 use crate::ledger::{System, Write};
 
+/// What came of a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Reported {
+    /// The Cell says so.
+    Told,
+    /// The Cell has changed since it was read. It may be by the operator itself, and then no event brings the next pass.
+    Outdated,
+}
+
 /// Writes the status if it says anything new, and an Event if what `Ready` says is new.
 pub(super) async fn report(
     cell: &Cell,
     context: &Context,
     progress: Progress,
-) -> Result<(), ReconcileError> {
+) -> Result<Reported, ReconcileError> {
     let Progress {
         steps,
         assignment,
@@ -45,9 +55,9 @@ pub(super) async fn write(
     cell: &Cell,
     context: &Context,
     status: CellStatus,
-) -> Result<(), ReconcileError> {
+) -> Result<Reported, ReconcileError> {
     if cell.status.as_ref() == Some(&status) {
-        return Ok(());
+        return Ok(Reported::Told);
     }
     let before = cell.status.as_ref().and_then(ready).cloned();
     let now = ready(&status).cloned();
@@ -61,14 +71,15 @@ pub(super) async fn write(
         .replace_status(&name, &PostParams::default(), &updated)
         .await;
     match written {
-        Ok(_) => {}
+        Ok(written) => context
+            .echoes
+            .note(written.metadata.resource_version.as_deref()),
         Err(error) if is_conflict(&error) || is_not_found(&error) => {
-            // The Cell is another one by now; the watch brings it, and it is looked at then.
             tracing::debug!(
                 cell = name,
                 "a status was made from an old view and is dropped"
             );
-            return Ok(());
+            return Ok(Reported::Outdated);
         }
         Err(error) => return Err(error.into()),
     }
@@ -84,7 +95,7 @@ pub(super) async fn write(
     {
         announce(cell, context, &now).await;
     }
-    Ok(())
+    Ok(Reported::Told)
 }
 
 fn ready(status: &CellStatus) -> Option<&Condition> {

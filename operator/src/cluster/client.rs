@@ -7,10 +7,13 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
 use kube::{Client, Error};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, takeover};
 
 use crate::cluster::LiveObject;
+use crate::cluster::json::Lean;
+use crate::echoes::Echoes;
 use crate::ledger::{Ledger, System, Write};
 
 const METADATA_ONLY: HeaderValue =
@@ -24,6 +27,7 @@ const PAGE: u32 = 200;
 pub struct ObjectClient<'a> {
     client: &'a Client,
     ledger: &'a dyn Ledger,
+    echoes: Option<&'a Echoes>,
     namespace: &'a str,
 }
 
@@ -45,7 +49,17 @@ impl<'a> ObjectClient<'a> {
         ObjectClient {
             client,
             ledger,
+            echoes: None,
             namespace,
+        }
+    }
+
+    /// Has the client's writes noted, so that their events cause no pass.
+    #[must_use]
+    pub fn noting(self, echoes: &'a Echoes) -> Self {
+        ObjectClient {
+            echoes: Some(echoes),
+            ..self
         }
     }
 
@@ -61,7 +75,7 @@ impl<'a> ObjectClient<'a> {
         let mut objects = Vec::new();
         loop {
             let request = request.list(&parameters).map_err(Error::BuildRequest)?;
-            let mut page: Value = self.client.request(request).await?;
+            let Lean(mut page) = self.client.request(request).await?;
             if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
                 objects.extend(
                     items
@@ -87,8 +101,8 @@ impl<'a> ObjectClient<'a> {
             .request(kind)
             .get(name, &kube::api::GetParams::default())
             .map_err(Error::BuildRequest)?;
-        match self.client.request::<Value>(request).await {
-            Ok(body) => Ok(LiveObject::new(kind, body)),
+        match self.client.request(request).await {
+            Ok(Lean(body)) => Ok(LiveObject::new(kind, body)),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -184,7 +198,10 @@ impl<'a> ObjectClient<'a> {
             .headers_mut()
             .entry(CONTENT_TYPE)
             .or_insert(HeaderValue::from_static("application/json"));
-        self.client.request_text(request).await?;
+        let written: Written = self.client.request(request).await?;
+        if let Some(echoes) = self.echoes {
+            echoes.note(written.metadata.resource_version.as_deref());
+        }
         let (_, _, kind_name, _) = kind.names();
         self.ledger.record(Write {
             system: System::Kubernetes,
@@ -207,6 +224,19 @@ impl<'a> ObjectClient<'a> {
             format!("{root}/namespaces/{}/{plural}", self.namespace)
         })
     }
+}
+
+/// What is read of the answer to a write: metadata, or the Status of a deletion.
+#[derive(Deserialize)]
+struct Written {
+    #[serde(default)]
+    metadata: WrittenMetadata,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WrittenMetadata {
+    resource_version: Option<String>,
 }
 
 /// The JSON patch that has to come before an apply; `None` where none has to. It fails when the object changed since it

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use futures::future::try_join_all;
+use futures::{StreamExt, stream};
 use serde_json::Value;
 use titan_planner::object::{CELL_LABEL, DESIRED_HASH, Kind, MANAGED_BY, MANAGER};
 
@@ -85,6 +85,9 @@ impl LiveObject {
     }
 }
 
+/// How many kinds are listed at once: each answer is held as text until it is read.
+const PARALLEL_LISTS: usize = 3;
+
 /// Everything that the operator made for a cell, by kind and name.
 #[derive(Clone, Debug, Default)]
 pub struct LiveObjects {
@@ -101,13 +104,12 @@ impl LiveObjects {
             .into_iter()
             .filter(|kind| *kind != Kind::Namespace)
             .map(|kind| client.list(kind));
-        let objects = try_join_all(kinds)
-            .await?
-            .into_iter()
-            .flatten()
-            .map(|object| ((object.kind, object.name.clone()), object))
-            .collect();
-        Ok(LiveObjects { objects })
+        let mut live = LiveObjects::default();
+        let mut lists = stream::iter(kinds).buffer_unordered(PARALLEL_LISTS);
+        while let Some(list) = lists.next().await {
+            list?.into_iter().for_each(|object| live.insert(object));
+        }
+        Ok(live)
     }
 
     /// Adds an object.

@@ -5,6 +5,7 @@
 
 mod apply;
 mod client;
+mod json;
 mod live;
 
 pub use apply::{Applied, ApplyError, Scope, apply_stage, prune, remove};

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -17,8 +16,6 @@ use crate::context::Context;
 use crate::fleet::reconcile;
 
 const CONCURRENCY: u16 = 4;
-/// How long to gather the changes of cells into one table and one status.
-const DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// The name in metrics and logs.
 const CONTROLLER: &str = "fleet";
@@ -39,11 +36,7 @@ pub async fn run(
 ) {
     let Triggers { fleets, members } = triggers;
     Controller::for_stream(fleets, context.fleets.clone())
-        .with_config(
-            Config::default()
-                .concurrency(CONCURRENCY)
-                .debounce(DEBOUNCE),
-        )
+        .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(members)
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)

@@ -18,6 +18,7 @@ use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
 use titan_operator::attempt::Failures;
 use titan_operator::cell::ReconcileError;
 use titan_operator::context::{Context, KafkaAdmins};
+use titan_operator::echoes::Echoes;
 use titan_operator::ledger::Ledger;
 use titan_operator::metrics::Metrics;
 use titan_operator::tables::Tables;
@@ -287,6 +288,7 @@ impl World {
             profiles: store(&view.profiles),
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),
+            echoes: Arc::new(Echoes::default()),
             failures: Failures::default(),
         }
     }

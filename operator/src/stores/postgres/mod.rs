@@ -38,6 +38,8 @@ pub struct DatabaseReport {
     pub retired: Vec<String>,
     /// Writes; 0 when nothing had drifted.
     pub writes: usize,
+    /// Who may write which keys.
+    pub owned: Vec<OwnershipRow>,
 }
 
 /// Brings the database of a cell to where it should be.
@@ -127,6 +129,7 @@ async fn settle(
         report.writes += 1;
         report.retired.push(role);
     }
+    report.owned = ownership::rows(session).await?;
     Ok(())
 }
 

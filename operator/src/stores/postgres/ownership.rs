@@ -29,6 +29,19 @@ pub struct OwnershipRow {
     pub state: OwnershipState,
 }
 
+impl OwnershipRow {
+    /// The row of a range that `cell` may write from `epoch` on.
+    #[must_use]
+    pub fn active(range: KeyRange, cell: &str, epoch: Epoch) -> Self {
+        OwnershipRow {
+            range,
+            cell: cell.to_owned(),
+            epoch,
+            state: OwnershipState::Active,
+        }
+    }
+}
+
 const ROWS: &str =
     "SELECT range_first, range_last, cell, epoch, state FROM titan.ownership ORDER BY range_first";
 
@@ -55,12 +68,7 @@ pub async fn activate(
     epoch: Epoch,
     ledger: &dyn Ledger,
 ) -> Result<bool> {
-    let want = OwnershipRow {
-        range,
-        cell: cell.to_owned(),
-        epoch,
-        state: OwnershipState::Active,
-    };
+    let want = OwnershipRow::active(range, cell, epoch);
     let mut session = Session::open_existing(server, database).await?;
     let done = settle(&mut session, &want, ledger).await;
     session.close().await;
@@ -129,7 +137,7 @@ async fn settle(session: &mut Session, want: &OwnershipRow, ledger: &dyn Ledger)
     Ok(true)
 }
 
-async fn rows(session: &mut Session) -> Result<Vec<OwnershipRow>> {
+pub(super) async fn rows(session: &mut Session) -> Result<Vec<OwnershipRow>> {
     let rows = session
         .read("read titan.ownership", sqlx::query(ROWS))
         .await?;
