@@ -256,6 +256,9 @@ impl World {
                 "--concurrent-deployment-syncs=8",
                 "--concurrent-replicaset-syncs=8",
                 "--concurrent-job-syncs=8",
+                // kwok's nodes tell of themselves less often than kubelets do, and all of their pods are taken for lost
+                // when they have not for 50 seconds.
+                "--node-monitor-grace-period=24h",
             ]
             .map(str::to_owned),
         );
