@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a command line speaks to its user")]
 
 mod cluster;
+mod deaths;
 mod deletion;
 mod faults;
 mod load;
@@ -13,7 +14,9 @@ mod orders;
 mod refusals;
 mod rest;
 mod rights;
+mod routers;
 mod shop;
+mod steady;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,6 +96,26 @@ const ALL: &[Scenario] = &[
         name: "database-without-volume-dies",
         shows: "a cell whose only data went with a pod says so, and begins anew by itself",
         run: |cluster| faults::database_without_volume_dies(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "router-rolls",
+        shows: "the router is restarted under load, and no request fails",
+        run: |cluster| routers::router_rolls(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "router-alone",
+        shows: "traffic goes on without the control plane and without the table file",
+        run: |cluster| routers::router_alone(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "pod-dies",
+        shows: "one of two pods dies, and no request with an idempotency key fails",
+        run: |cluster| deaths::pod_dies(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "cell-dies",
+        shows: "all pods of a cell die, the other cell does not notice, and the cell comes back",
+        run: |cluster| deaths::cell_dies(cluster).boxed_local(),
     },
     Scenario {
         name: "stores-die",
