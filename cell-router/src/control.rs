@@ -119,8 +119,9 @@ pub async fn watch_memory(shared: Arc<Shared>) {
             return;
         };
         let in_flight = shared.metrics.in_flight();
-        let over = limits.memory_bytes > 0 && resident > limits.memory_bytes
-            || in_flight >= limits.in_flight as u64;
+        let short = limits.memory_bytes > 0 && resident > limits.memory_bytes;
+        shared.memory_short.store(short, Relaxed);
+        let over = short || in_flight >= limits.in_flight as u64;
         if shared.overloaded.swap(over, Relaxed) != over {
             tracing::warn!(resident, in_flight, over, "load shedding changed");
         }

@@ -12,7 +12,8 @@ use titan_routing::client::RegistryConfig;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Requests allocate pieces of some kilobytes, for which the system's allocator takes its slow path.
+/// Requests allocate pieces of some kilobytes, for which the system's allocator takes its slow path. It also keeps what a
+/// burst of connections took, and load is shed by resident memory: the router would refuse requests for good.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

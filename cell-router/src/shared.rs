@@ -90,6 +90,8 @@ pub struct Shared {
     pub phase: watch::Sender<Phase>,
     /// Whether new requests are refused to save memory.
     pub overloaded: AtomicBool,
+    /// Whether memory is what is short: new connections are refused then, and those that do nothing closed.
+    pub memory_short: AtomicBool,
     /// All counters.
     pub metrics: Arc<Metrics>,
     /// Names to addresses.
@@ -127,6 +129,7 @@ impl Shared {
             version_now: AtomicU64::new(1),
             phase: watch::Sender::new(Phase::Serving),
             overloaded: AtomicBool::new(false),
+            memory_short: AtomicBool::new(false),
             metrics: Arc::default(),
             identity,
             tls: ArcSwapOption::new(tls),

@@ -94,16 +94,19 @@ impl Proxy {
         } else {
             "-v"
         };
-        let Ok(output) = Command::new(program).arg(flag).output() else {
+        let Ok(output) = Command::new(&program).arg(flag).output() else {
             return String::new();
         };
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
-        text.lines()
+        let line = text
+            .lines()
             .find(|line| !line.trim().is_empty())
             .unwrap_or_default()
-            .trim()
-            .to_owned()
+            .trim();
+        // Envoy begins with the path by which it was called.
+        line.strip_prefix(&*program.to_string_lossy())
+            .map_or_else(|| line.to_owned(), |rest| format!("envoy {}", rest.trim()))
     }
 }
 

@@ -11,7 +11,6 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
 use crate::body::{BoxError, ResponseBody};
-use crate::config::Limits;
 use crate::shared::Clock;
 
 /// One connection, as the thread that carries it sees it.
@@ -70,7 +69,7 @@ impl Client {
     }
 
     /// Tells it to leave when it was idle or took nothing for too long. True the first time.
-    pub(super) fn reap(&self, limits: &Limits) -> bool {
+    pub(super) fn reap(&self, idle: Duration, stalled: Duration) -> bool {
         let now_ms = self.clock.now_ms();
         let longer = |since_ms: u64, limit: Duration| {
             Duration::from_millis(now_ms.saturating_sub(since_ms)) > limit
@@ -80,8 +79,8 @@ impl Client {
             self.taken_seen.set(taken);
             self.stalled_since_ms.set(now_ms);
         }
-        let idle = self.in_flight.get() == 0 && longer(self.quiet_since_ms.get(), limits.idle.0);
-        let stalled = longer(self.stalled_since_ms.get(), limits.stalled.0);
+        let idle = self.in_flight.get() == 0 && longer(self.quiet_since_ms.get(), idle);
+        let stalled = longer(self.stalled_since_ms.get(), stalled);
         if !(idle || stalled) || self.reaped.replace(true) {
             return false;
         }

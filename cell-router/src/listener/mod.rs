@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use client::{Client, Watched};
@@ -33,6 +34,9 @@ use crate::worker::Worker;
 pub const STREAM_WINDOW: usize = 64 * 1024;
 /// A silent client is asked whether it is still there: a WebSocket can be silent for long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// While memory is short, connections without requests are closed after this.
+const IDLE_WHEN_SHORT: Duration = Duration::from_secs(1);
 
 /// A listening socket that other threads, and the next process, can share the port of.
 ///
@@ -96,7 +100,8 @@ fn admit(
     worker.metrics.accepted.add(1);
     let threads = threads(config) as u64;
     let most = (config.limits.connections as u64).div_ceil(threads);
-    if worker.metrics.connections.get() >= most {
+    let full = worker.metrics.connections.get() >= most;
+    if full || worker.shared.memory_short.load(Relaxed) {
         worker.metrics.refused_connections.add(1);
         return;
     }
@@ -273,11 +278,17 @@ async fn keep_house(worker: Rc<Worker>, clients: Rc<RefCell<Vec<Weak<Client>>>>)
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let config = worker.shared.config.load_full();
+        let limits = &config.limits;
+        let idle = if worker.shared.memory_short.load(Relaxed) {
+            limits.idle.0.min(IDLE_WHEN_SHORT)
+        } else {
+            limits.idle.0
+        };
         clients.borrow_mut().retain(|client| {
             let Some(client) = client.upgrade() else {
                 return false;
             };
-            if client.reap(&config.limits) {
+            if client.reap(idle, limits.stalled.0) {
                 worker.metrics.reaped_connections.add(1);
             }
             true
