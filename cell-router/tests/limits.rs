@@ -12,8 +12,12 @@ use bytes::Bytes;
 use cell_router::config::{Config, Span};
 use cell_router::deadline;
 use http::{HeaderValue, Method, Request};
-use support::{Client, Pod, PodAnswer, config, pod, pod_with, router, row, table, until};
+use support::{
+    Client, PREFACE, Pod, PodAnswer, config, frame, headers, pod, pod_with, router, row, table,
+    until,
+};
 use titan_routing::AssignmentState::{Active, Moving};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 const PATH: &str = "/titan.order.v1.Orders/Get";
@@ -226,6 +230,49 @@ async fn more_requests_than_allowed_are_refused_at_once() {
     tokio::time::timeout(support::PATIENCE, again)
         .await
         .unwrap();
+}
+
+/// A client sends the bodies of requests that it does not know to be refused yet.
+#[tokio::test]
+async fn a_burst_of_refusals_does_not_end_the_connection() {
+    const REFUSED: usize = 500;
+    let router = router(narrow(), None).await;
+    let mut stream = TcpStream::connect(router.listen).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    let ids = || (0..u32::try_from(REFUSED).unwrap()).map(|index| index * 2 + 1);
+    for id in ids() {
+        let head = frame(1, 0x4, id, &headers());
+        stream.write_all(&head).await.unwrap();
+        // The answer, and that the rest is not wanted.
+        while next_frame(&mut stream).await != (3, id) {}
+    }
+    for id in ids() {
+        stream.write_all(&frame(0, 0x1, id, b"late")).await.unwrap();
+    }
+    stream
+        .write_all(&frame(6, 0, 0, b"are-you?"))
+        .await
+        .unwrap();
+    loop {
+        match next_frame(&mut stream).await {
+            (6, _) => break,
+            (7, _) => panic!("the connection ends because of refused requests"),
+            _ => {}
+        }
+    }
+}
+
+/// The type and the stream of the next frame.
+async fn next_frame(stream: &mut TcpStream) -> (u8, u32) {
+    let read = async {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        stream.read_exact(&mut vec![0; length]).await.unwrap();
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        (head[3], id)
+    };
+    tokio::time::timeout(support::PATIENCE, read).await.unwrap()
 }
 
 #[tokio::test]

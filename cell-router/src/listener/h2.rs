@@ -24,6 +24,11 @@ use crate::outbound::Outbound;
 use crate::proxy;
 use crate::worker::Worker;
 
+/// How many streams that were refused before their body was through are remembered, for a second. What is still on its way
+/// for one that is forgotten counts as the client's error, and a connection ends with the sixty-fourth: a burst of refusals
+/// must not take the client's other requests along.
+const REMEMBERED_RESETS: usize = 1024;
+
 /// A client that does not answer a ping for so long is gone.
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -44,6 +49,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         .initial_connection_window_size(connection_window(limits.streams_per_connection))
         .max_send_buffer_size(64 * 1024)
         .max_pending_accept_reset_streams(32)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .max_local_error_reset_streams(Some(64))
         .handshake(stream);
     let mut connection = match tokio::time::timeout(limits.header_timeout.0, handshake).await {
