@@ -139,10 +139,11 @@ impl Publisher {
         let rows = within(
             Duration::from_secs(5),
             sqlx::query(
+                // By the columns: `xid` alone would be the text, by which 1000 comes before 999.
                 "SELECT xid::text AS xid, seq, owner_id, event_id::text AS event_id, topic, payload, traceparent,
                         extract(epoch FROM clock_timestamp() - created_at)::float8 AS age
                    FROM outbox WHERE xid < pg_snapshot_xmin(pg_current_snapshot())
-                  ORDER BY xid, seq LIMIT $1",
+                  ORDER BY outbox.xid, outbox.seq LIMIT $1",
             )
             .bind(BATCH)
             .fetch_all(&mut *session),
