@@ -214,6 +214,47 @@ async fn who_commits_late_is_neither_lost_nor_overtaken() -> anyhow::Result<()> 
     wait_for_empty_outbox(&cell).await
 }
 
+/// Uses up transaction ids until they have a digit more.
+const GROW: &str = "
+DO $$
+DECLARE
+    now bigint := pg_current_xact_id()::text::bigint;
+    goal bigint := (10::numeric ^ length(now::text))::bigint;
+BEGIN
+    CREATE TEMPORARY TABLE used (one int) ON COMMIT DROP;
+    FOR step IN now..goal LOOP
+        -- A subtransaction that writes takes an id.
+        BEGIN INSERT INTO used VALUES (1); EXCEPTION WHEN others THEN NULL; END;
+    END LOOP;
+END $$";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_holds_when_transaction_ids_grow_by_a_digit() -> anyhow::Result<()> {
+    let kafka = shared_kafka().await?;
+    let (cell, topic, mut client) = start(kafka.bootstrap(), "cell-digits").await?;
+    // Holds everything back, so that it is published at once.
+    let mut late = sqlx::PgConnection::connect(&cell.postgres.url()).await?;
+    late.execute("BEGIN").await?;
+    late.execute("SELECT pg_current_xact_id()").await?;
+    let mut placed = Vec::new();
+    for saga in ["saga before", "saga after"] {
+        let order = client.create_from_saga(fresh(key(MINE), purchase(saga, false)));
+        placed.push(order.await?.into_inner().id);
+        if placed.len() == 1 {
+            let mut other = sqlx::PgConnection::connect(&cell.postgres.url()).await?;
+            other.execute(GROW).await?;
+        }
+    }
+    late.execute("COMMIT").await?;
+    let records = topic.read(2)?;
+    let published: Vec<_> = records
+        .iter()
+        .map(|record| record.event["aggregateId"].as_str().unwrap())
+        .collect();
+    assert_eq!(published, placed);
+    wait_for_empty_outbox(&cell).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_replicas_keep_the_order_of_each_owner() -> anyhow::Result<()> {
     const OWNERS: u64 = 8;
