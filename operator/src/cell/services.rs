@@ -78,14 +78,17 @@ fn image_tag(deployment: &LiveObject) -> Option<String> {
     Some(image.rsplit_once(':')?.1.to_owned())
 }
 
-/// Pods of the current template that are ready; 0 while the Deployment's status speaks of an older one.
+/// Pods of the current template that are ready; 0 while the Deployment's status speaks of an older one. A pod of an older
+/// template that is still there is taken to be one of the ready ones: it goes when the new ones are.
 fn ready_pods(deployment: &LiveObject) -> i64 {
     let generation = deployment.number("/metadata/generation");
     if deployment.number("/status/observedGeneration") < generation {
         return 0;
     }
     let updated = deployment.number("/status/updatedReplicas");
-    deployment.number("/status/readyReplicas").min(updated)
+    let older = deployment.number("/status/replicas") - updated;
+    let ready = deployment.number("/status/readyReplicas") - older;
+    ready.clamp(0, updated.max(0))
 }
 
 /// What the services come to.
@@ -118,5 +121,31 @@ pub(super) fn step_of(diagnosis: &Diagnosis) -> Step {
         Step::failed(diagnosis.reason, &diagnosis.message)
     } else {
         Step::waiting(diagnosis.reason, &diagnosis.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_of_the_old_release_is_no_ready_pod_of_the_new_one() {
+        let ready = |replicas: i64, updated: i64, ready: i64| {
+            let body = json!({
+                "metadata": {"name": "cart", "uid": "1", "resourceVersion": "1", "generation": 3},
+                "status": {
+                    "observedGeneration": 3, "replicas": replicas,
+                    "updatedReplicas": updated, "readyReplicas": ready,
+                },
+            });
+            ready_pods(&LiveObject::new(Kind::Deployment, body).unwrap())
+        };
+        assert_eq!(ready(1, 1, 1), 1);
+        assert_eq!(ready(2, 1, 1), 0, "the new pod crashes, the old one serves");
+        assert_eq!(ready(4, 2, 3), 1);
+        assert_eq!(ready(1, 0, 1), 0);
+        assert_eq!(ready(2, 2, 0), 0);
     }
 }
