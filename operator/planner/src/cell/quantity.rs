@@ -102,14 +102,13 @@ impl fmt::Display for Quantity {
         if units == 0 {
             return f.write_str("0");
         }
-        // Below 1024 the apiserver has no binary suffix to give; from there on it keeps the family.
-        if self.binary && units >= 1024 {
+        // A binary amount that no binary suffix divides is written without one, and is a decimal to whoever reads it.
+        if self.binary {
             for (suffix, bits) in BINARY {
                 if units.is_multiple_of(1 << bits) {
                     return write!(f, "{}{suffix}", units >> bits);
                 }
             }
-            return write!(f, "{units}");
         }
         for (suffix, zeros) in DECIMAL {
             let unit = 10_u128.pow(zeros);
@@ -164,6 +163,8 @@ mod tests {
             ("1000Ki", "1000Ki"),
             ("2048Ti", "2048Ti"),
             ("0.3", "1"),
+            ("0.9765Ki", "1k"),
+            ("81917.943Mi", "85897189k"),
         ] {
             assert_eq!(bytes(given), canonical, "{given}");
         }
