@@ -22,7 +22,7 @@ use titan_operator::ledger::{Interrupted, Ledger, Write};
 use titan_planner::Observed;
 use titan_planner::cell::{Credentials, ServerCredentials, build, validate};
 use titan_planner::fleet::missing_cells;
-use titan_planner::object::{Kind, Object, Stage};
+use titan_planner::object::{Json, Kind, Object, Stage};
 
 /// As the operator: cells at once, and requests at once for each.
 const CELLS_AT_ONCE: usize = 16;
@@ -77,7 +77,7 @@ async fn main() -> Result<()> {
             let text: Vec<String> = cells
                 .values()
                 .flatten()
-                .map(|object| object.body.to_string())
+                .map(|object| object.json.text().to_owned())
                 .collect();
             std::fs::write(file, text.join("\n---\n"))
                 .with_context(|| format!("write {}", file.display()))?;
@@ -153,12 +153,11 @@ fn of_cell(
     }
     for object in &mut objects {
         // Or an operator on the same apiserver would take them for its own.
-        if let Some(manager) = object
-            .body
-            .pointer_mut("/metadata/labels/app.kubernetes.io~1managed-by")
-        {
+        let mut body = object.body();
+        if let Some(manager) = body.pointer_mut("/metadata/labels/app.kubernetes.io~1managed-by") {
             *manager = json!("reference");
         }
+        object.json = Json::from(&body);
     }
     Ok((valid.name, objects))
 }

@@ -1,12 +1,14 @@
 //! Desired Kubernetes objects as values.
 
 mod drift;
+mod json;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use drift::{covers, drift, takeover};
+pub use json::Json;
 
 /// The name of the field manager, of the `managed-by` label and of the operator's ServiceAccount.
 pub const MANAGER: &str = "titan-operator";
@@ -139,7 +141,7 @@ pub struct Object {
     /// The hash in its [`DESIRED_HASH`] annotation.
     pub hash: String,
     /// The object as it is sent to the apiserver, `apiVersion` and `kind` included.
-    pub body: Value,
+    pub json: Json,
 }
 
 impl Object {
@@ -163,10 +165,7 @@ impl Object {
         if holds_data {
             annotate(&mut body, HOLDS_DATA, "true");
         }
-        let hash = format!(
-            "{:016x}",
-            xxh3_64(canonical(body.clone()).to_string().as_bytes())
-        );
+        let hash = format!("{:016x}", xxh3_64(body.to_string().as_bytes()));
         annotate(&mut body, DESIRED_HASH, &hash);
         Ok(Object {
             kind,
@@ -174,17 +173,23 @@ impl Object {
             stage,
             holds_data,
             hash,
-            body: canonical(body),
+            json: Json::from(&body),
         })
+    }
+
+    /// The object as a tree.
+    #[must_use]
+    pub fn body(&self) -> Value {
+        self.json.value()
     }
 
     /// The same with an annotation that became known after planning; the hash does not cover it.
     #[must_use]
     pub fn annotated(&self, annotation: &str, value: &str) -> Self {
-        let mut body = self.body.clone();
+        let mut body = self.body();
         annotate(&mut body, annotation, value);
         Object {
-            body: canonical(body),
+            json: Json::from(&body),
             ..self.clone()
         }
     }

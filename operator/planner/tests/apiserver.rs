@@ -67,7 +67,7 @@ spec:
 fn create(apiserver: &Apiserver, objects: &[Object], args: &[&str]) {
     let mut text = String::new();
     for object in objects {
-        writeln!(text, "---\n{}", object.body).unwrap();
+        writeln!(text, "---\n{}", object.body()).unwrap();
     }
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -108,7 +108,7 @@ fn differences(objects: &[Object], live: &BTreeMap<(Kind, String), Value>) -> Ve
             let found = live
                 .get(&(object.kind, object.name.clone()))
                 .unwrap_or_else(|| panic!("{:?} {} is not there", object.kind, object.name));
-            let difference = drift(found, &object.body)?;
+            let difference = drift(found, &object.body())?;
             Some(format!("{:?} {}: {difference}", object.kind, object.name))
         })
         .collect()
@@ -215,7 +215,8 @@ fn a_change_by_somebody_else_is_drift() {
 
     // The takeover and an apply make it all as it was.
     for object in &desired.objects {
-        let operations = takeover(&changed[&(object.kind, object.name.clone())], &object.body);
+        let found = &changed[&(object.kind, object.name.clone())];
+        let operations = takeover(found, &object.body());
         if !operations.is_empty() {
             let (_, _, kind, _) = object.kind.names();
             let target = format!("{kind}/{}", object.name);

@@ -66,14 +66,14 @@ fn endpoints(cell: &ValidatedCell, objects: &[Object]) -> Vec<Endpoint> {
         .find(|object| object.kind == Kind::Namespace)
         .unwrap();
     let mut namespace_labels: BTreeMap<String, String> =
-        serde_json::from_value(namespace.body["metadata"]["labels"].clone()).unwrap();
+        serde_json::from_value(namespace.body()["metadata"]["labels"].clone()).unwrap();
     namespace_labels.insert("kubernetes.io/metadata.name".to_owned(), cell.name.clone());
     let mut endpoints: Vec<Endpoint> = objects
         .iter()
         .filter(|o| matches!(o.kind, Kind::Deployment | Kind::StatefulSet | Kind::Job))
         .map(|object| {
             let labels: BTreeMap<String, String> = serde_json::from_value(
-                object.body["spec"]["template"]["metadata"]["labels"].clone(),
+                object.body()["spec"]["template"]["metadata"]["labels"].clone(),
             )
             .unwrap();
             Endpoint {
@@ -298,16 +298,20 @@ fn declared(
         || !managed_redis && uses_redis && port == 6380
 }
 
+fn policies(objects: &[Object]) -> Vec<Value> {
+    objects
+        .iter()
+        .filter(|object| object.kind == Kind::NetworkPolicy)
+        .map(Object::body)
+        .collect()
+}
+
 /// Compares, and returns how many flows are open.
 fn compare(setup: &Setup) -> usize {
     let cell = setup.valid();
     let desired = build(&cell, &credentials(&cell)).unwrap();
-    let policies: Vec<&Value> = desired
-        .objects
-        .iter()
-        .filter(|object| object.kind == Kind::NetworkPolicy)
-        .map(|object| &object.body)
-        .collect();
+    let policies = policies(&desired.objects);
+    let policies: Vec<&Value> = policies.iter().collect();
     let endpoints = endpoints(&cell, &desired.objects);
     let mut ports: BTreeSet<(&str, i32)> = [
         22, 53, 80, 443, 4317, 5432, 6379, 6380, 6432, 6443, 8008, 8080, 9090, 9092, 16379, 50100,
@@ -372,12 +376,8 @@ fn the_evaluation_sees_a_missing_and_a_superfluous_rule() {
     let desired = build(&cell, &credentials(&cell)).unwrap();
     let all = endpoints(&cell, &desired.objects);
     let find = |what: &str| all.iter().find(|endpoint| endpoint.what == what).unwrap();
-    let policies: Vec<&Value> = desired
-        .objects
-        .iter()
-        .filter(|object| object.kind == Kind::NetworkPolicy)
-        .map(|object| &object.body)
-        .collect();
+    let policies = policies(&desired.objects);
+    let policies: Vec<&Value> = policies.iter().collect();
     let (order, user) = (find("service order"), find("service user"));
     let port = ("TCP", 50020);
     assert!(allowed(&policies, &cell.name, order, user, port));

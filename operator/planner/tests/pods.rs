@@ -17,7 +17,7 @@ fn pods(setup: &Setup) -> Vec<(String, Object, Value)> {
         .into_iter()
         .filter(|o| matches!(o.kind, Kind::Deployment | Kind::StatefulSet | Kind::Job))
         .map(|object| {
-            let pod = object.body["spec"]["template"]["spec"].clone();
+            let pod = object.body()["spec"]["template"]["spec"].clone();
             (format!("{:?} {}", object.kind, object.name), object, pod)
         })
         .collect()
@@ -135,7 +135,7 @@ fn every_pod_keeps_the_house_rules() {
                 pod["automountServiceAccountToken"], token,
                 "{name}: only Patroni talks to the apiserver"
             );
-            let part = &object.body["metadata"]["labels"]["app.kubernetes.io/name"];
+            let part = &object.body()["metadata"]["labels"]["app.kubernetes.io/name"];
             assert_eq!(pod["serviceAccountName"], *part, "{name}");
             for container in pod["containers"].as_array().unwrap() {
                 assert_eq!(
@@ -143,7 +143,8 @@ fn every_pod_keeps_the_house_rules() {
                     "{name}"
                 );
                 let mounts = container["volumeMounts"].as_array().unwrap();
-                let claims = object.body["spec"]["volumeClaimTemplates"]
+                let body = object.body();
+                let claims = body["spec"]["volumeClaimTemplates"]
                     .as_array()
                     .into_iter()
                     .flatten();
@@ -170,11 +171,9 @@ fn every_pod_keeps_the_house_rules() {
             }
             // Selectors find the pods that the templates make.
             if object.kind != Kind::Job {
-                let labels = &object.body["spec"]["template"]["metadata"]["labels"];
-                for (key, value) in object.body["spec"]["selector"]["matchLabels"]
-                    .as_object()
-                    .unwrap()
-                {
+                let spec = &object.body()["spec"];
+                let labels = &spec["template"]["metadata"]["labels"];
+                for (key, value) in spec["selector"]["matchLabels"].as_object().unwrap() {
                     assert_eq!(labels[key], *value, "{name}");
                 }
             }
@@ -197,7 +196,8 @@ fn an_autoscaled_service_leaves_its_replicas_to_the_autoscaler() {
     let mut setup = Setup::quickstart();
     setup.profile.spec.services[0].autoscaling = from_yaml("{ minReplicas: 2, maxReplicas: 5 }");
     for (name, object, _) in pods(&setup) {
-        let replicas = object.body["spec"].get("replicas");
+        let spec = &object.body()["spec"];
+        let replicas = spec.get("replicas");
         match name.as_str() {
             "Deployment user" => assert_eq!(replicas, None),
             name if name.starts_with("Deployment") => assert_eq!(replicas.unwrap(), 1),

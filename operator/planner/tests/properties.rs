@@ -148,10 +148,10 @@ proptest! {
         for object in &desired.objects {
             prop_assert!(names.insert((object.kind, object.name.clone())));
             prop_assert!(object.name.len() <= 63, "{}", object.name);
-            let again = canonical(object.body.clone());
-            prop_assert_eq!(object.body.to_string(), again.to_string());
-            prop_assert!(covers(&object.body, &object.body));
-            let annotations = &object.body["metadata"]["annotations"];
+            let again = canonical(object.body());
+            prop_assert_eq!(object.body().to_string(), again.to_string());
+            prop_assert!(covers(&object.body(), &object.body()));
+            let annotations = &object.body()["metadata"]["annotations"];
             prop_assert_eq!(annotations["titan.dev/desired-hash"].as_str(), Some(object.hash.as_str()));
         }
     }

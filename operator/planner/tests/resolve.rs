@@ -124,7 +124,7 @@ fn external_stores_leave_nothing_of_the_managed_ones() {
         ("TITAN_REDIS_ADDRS", "redis://redis.example.com:6380"),
         ("TITAN_REDIS_CLUSTER", "false"),
     ] {
-        assert_eq!(environment.body["data"][variable], value);
+        assert_eq!(environment.body()["data"][variable], value);
     }
 }
 
@@ -205,7 +205,7 @@ fn every_object_says_whose_it_is_and_what_holds_data_says_so() {
         let cell = setup.valid();
         let desired = build(&cell, &credentials(&cell)).unwrap();
         for object in &desired.objects {
-            let metadata = &object.body["metadata"];
+            let metadata = &object.body()["metadata"];
             assert_eq!(metadata["labels"][MANAGED_BY], MANAGER);
             assert_eq!(metadata["labels"]["titan.dev/cell"], "cell-001");
             assert_eq!(metadata["labels"]["titan.dev/fleet"], "shop");
@@ -219,7 +219,7 @@ fn every_object_says_whose_it_is_and_what_holds_data_says_so() {
         }
         // Of the stores everything: what holds their data, what opens it and what shields it.
         for object in &desired.objects {
-            let labels = &object.body["metadata"]["labels"];
+            let labels = &object.body()["metadata"]["labels"];
             let store = ["postgres", "redis"]
                 .iter()
                 .any(|store| labels["app.kubernetes.io/component"] == *store);
@@ -248,7 +248,7 @@ fn patroni_is_never_told_to_label_its_own_with_ours() {
         .find(|object| object.name == "postgres-patroni")
         .unwrap();
     let config: serde_json::Value =
-        serde_json::from_str(config.body["data"]["patroni.yml"].as_str().unwrap()).unwrap();
+        serde_json::from_str(config.body()["data"]["patroni.yml"].as_str().unwrap()).unwrap();
     let labels = config["kubernetes"]["labels"].as_object().unwrap();
     assert!(!labels.contains_key(MANAGED_BY));
     // And its members are found by exactly these.
@@ -257,7 +257,7 @@ fn patroni_is_never_told_to_label_its_own_with_ours() {
         .iter()
         .find(|object| object.kind == Kind::StatefulSet && object.name == "postgres")
         .unwrap();
-    let pod_labels = &members.body["spec"]["template"]["metadata"]["labels"];
+    let pod_labels = &members.body()["spec"]["template"]["metadata"]["labels"];
     for (label, value) in labels {
         assert_eq!(pod_labels[label], *value);
     }

@@ -82,12 +82,8 @@ fn password() -> String {
 }
 
 fn secret_value(live: &LiveObjects, secret: &str, key: &str) -> Option<String> {
-    let encoded = live
-        .get(Kind::Secret, secret)?
-        .body
-        .get("data")?
-        .get(key)
-        .and_then(Value::as_str)?;
+    let data = live.get(Kind::Secret, secret)?.body();
+    let encoded = data.get("data")?.get(key).and_then(Value::as_str)?;
     let value = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
     (!value.is_empty()).then_some(value)
 }

@@ -22,9 +22,9 @@ pub(super) enum Migration {
 }
 
 fn state(job: &LiveObject) -> Migration {
+    let body = job.body();
     let has = |name: &str| {
-        job.body
-            .pointer("/status/conditions")
+        body.pointer("/status/conditions")
             .and_then(Value::as_array)
             .into_iter()
             .flatten()

@@ -10,7 +10,7 @@ use titan_planner::object::Kind;
 use titan_planner::status::Step;
 
 use crate::cell::ReconcileError;
-use crate::cluster::LiveObjects;
+use crate::cluster::{LiveObject, LiveObjects};
 use crate::context::Context;
 use crate::stores::patroni::{MemberView, forget_lost_data, hasten_failover, reconfigure};
 
@@ -42,7 +42,7 @@ pub(super) async fn tend(
     }
     let ready = live
         .get(Kind::StatefulSet, POSTGRES)
-        .map_or(0, |set| set.number("/status/readyReplicas"));
+        .map_or(0, LiveObject::ready_replicas);
     if ready >= i64::from(*members) {
         return Ok(None);
     }

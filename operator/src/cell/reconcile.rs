@@ -31,7 +31,9 @@ use crate::cell::namespace::enter;
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
 use crate::cell::services::{Diagnoses, diagnose_pods, rollup, services_step, step_of};
-use crate::cluster::{ApplyError, LiveObjects, ObjectClient, Scope, apply_stage, prune};
+use crate::cluster::{
+    ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune,
+};
 use crate::context::Context;
 use crate::ledger::{System, Write};
 use crate::stores::postgres::OwnershipRow;
@@ -366,7 +368,7 @@ impl Pass<'_> {
             let ready = self
                 .live
                 .get(Kind::StatefulSet, store)
-                .map_or(0, |set| set.number("/status/readyReplicas"));
+                .map_or(0, LiveObject::ready_replicas);
             if ready == 0 {
                 let diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
                 return Ok(Err(diagnoses.get(store).map_or_else(

@@ -11,7 +11,7 @@ use titan_planner::diagnosis::{Diagnosis, diagnose};
 use titan_planner::object::{CELL_LABEL, Kind};
 use titan_planner::status::Step;
 
-use crate::cluster::{LiveObject, LiveObjects};
+use crate::cluster::{Lean, LiveObject, LiveObjects, number};
 use crate::context::Context;
 
 /// What is wrong with the pods of a cell, by the name in their `app.kubernetes.io/name` label.
@@ -22,7 +22,7 @@ pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagn
     let request = Request::new(format!("/api/v1/namespaces/{cell}/pods"))
         .list(&ListParams::default().labels(&format!("{CELL_LABEL}={cell}")))
         .map_err(kube::Error::BuildRequest)?;
-    let pods: Value = context.client.request(request).await?;
+    let Lean(pods) = context.client.request(request).await?;
     let pods = pods.get("items").and_then(Value::as_array);
     Ok(pods
         .into_iter()
@@ -44,21 +44,25 @@ pub(super) fn rollup(
     cell.services
         .iter()
         .map(|service| {
-            let deployment = live.get(Kind::Deployment, &service.name);
+            let deployment = live
+                .get(Kind::Deployment, &service.name)
+                .map(LiveObject::body);
             let message = diagnoses
                 .get(&service.name)
                 .map(|diagnosis| diagnosis.message.clone());
             let desired = deployment
-                .map(|live| live.number("/spec/replicas"))
+                .as_ref()
+                .map(|body| number(body, "/spec/replicas"))
                 .or(service.replicas.map(i64::from))
                 .unwrap_or(1);
             ServiceStatus {
                 name: service.name.clone(),
                 release: deployment
+                    .as_ref()
                     .and_then(image_tag)
                     .unwrap_or_else(|| service.release.clone()),
                 desired: clamp(desired),
-                ready: clamp(deployment.map_or(0, ready_pods)),
+                ready: clamp(deployment.as_ref().map_or(0, ready_pods)),
                 message,
             }
         })
@@ -70,9 +74,8 @@ fn clamp(count: i64) -> i32 {
 }
 
 /// The tag of the first container's image.
-fn image_tag(deployment: &LiveObject) -> Option<String> {
+fn image_tag(deployment: &Value) -> Option<String> {
     let image = deployment
-        .body
         .pointer("/spec/template/spec/containers/0/image")?
         .as_str()?;
     Some(image.rsplit_once(':')?.1.to_owned())
@@ -80,14 +83,14 @@ fn image_tag(deployment: &LiveObject) -> Option<String> {
 
 /// Pods of the current template that are ready; 0 while the Deployment's status speaks of an older one. A pod of an older
 /// template that is still there is taken to be one of the ready ones: it goes when the new ones are.
-fn ready_pods(deployment: &LiveObject) -> i64 {
-    let generation = deployment.number("/metadata/generation");
-    if deployment.number("/status/observedGeneration") < generation {
+fn ready_pods(deployment: &Value) -> i64 {
+    let generation = number(deployment, "/metadata/generation");
+    if number(deployment, "/status/observedGeneration") < generation {
         return 0;
     }
-    let updated = deployment.number("/status/updatedReplicas");
-    let older = deployment.number("/status/replicas") - updated;
-    let ready = deployment.number("/status/readyReplicas") - older;
+    let updated = number(deployment, "/status/updatedReplicas");
+    let older = number(deployment, "/status/replicas") - updated;
+    let ready = number(deployment, "/status/readyReplicas") - older;
     ready.clamp(0, updated.max(0))
 }
 
@@ -133,14 +136,13 @@ mod tests {
     #[test]
     fn a_pod_of_the_old_release_is_no_ready_pod_of_the_new_one() {
         let ready = |replicas: i64, updated: i64, ready: i64| {
-            let body = json!({
-                "metadata": {"name": "cart", "uid": "1", "resourceVersion": "1", "generation": 3},
+            ready_pods(&json!({
+                "metadata": {"generation": 3},
                 "status": {
                     "observedGeneration": 3, "replicas": replicas,
                     "updatedReplicas": updated, "readyReplicas": ready,
                 },
-            });
-            ready_pods(&LiveObject::new(Kind::Deployment, body).unwrap())
+            }))
         };
         assert_eq!(ready(1, 1, 1), 1);
         assert_eq!(ready(2, 1, 1), 0, "the new pod crashes, the old one serves");

@@ -163,7 +163,7 @@ fn is_as_planned(object: &Object, live: &LiveObject) -> bool {
     if live.desired_hash() != Some(object.hash.as_str()) {
         return false;
     }
-    match drift(&live.body, &object.body) {
+    match drift(&live.body(), &object.body()) {
         None => true,
         Some(path) => {
             tracing::info!(kind = ?object.kind, name = object.name, path, "repairing drift");
@@ -211,8 +211,5 @@ pub async fn remove(scope: Scope<'_>, live: &LiveObject) -> Result<(), ApplyErro
 /// Whether data, or the only way to it, would go with the object. A service's own credentials are not that: they are
 /// made anew at any time.
 fn holds_data(live: &LiveObject) -> bool {
-    live.body
-        .pointer("/metadata/annotations")
-        .and_then(|annotations| annotations.get(titan_planner::object::HOLDS_DATA))
-        .is_some()
+    live.annotation(titan_planner::object::HOLDS_DATA).is_some()
 }

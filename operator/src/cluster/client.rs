@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, takeover};
 
 use crate::cluster::LiveObject;
-use crate::cluster::json::Lean;
+use crate::cluster::json::LeanText;
 use crate::echoes::Echoes;
 use crate::ledger::{Ledger, System, Write};
 
@@ -75,18 +75,14 @@ impl<'a> ObjectClient<'a> {
         let mut objects = Vec::new();
         loop {
             let request = request.list(&parameters).map_err(Error::BuildRequest)?;
-            let Lean(mut page) = self.client.request(request).await?;
-            if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
-                objects.extend(
-                    items
-                        .into_iter()
-                        .filter_map(|item| LiveObject::new(kind, item)),
-                );
-            }
-            match page.pointer("/metadata/continue").and_then(Value::as_str) {
-                Some(token) if !token.is_empty() => {
-                    parameters.continue_token = Some(token.to_owned());
-                }
+            let page: Page = self.client.request(request).await?;
+            objects.extend(
+                page.items
+                    .into_iter()
+                    .filter_map(|LeanText(item)| LiveObject::new(kind, item)),
+            );
+            match page.metadata.continue_token {
+                Some(token) if !token.is_empty() => parameters.continue_token = Some(token),
                 _ => return Ok(objects),
             }
         }
@@ -102,7 +98,7 @@ impl<'a> ObjectClient<'a> {
             .get(name, &kube::api::GetParams::default())
             .map_err(Error::BuildRequest)?;
         match self.client.request(request).await {
-            Ok(Lean(body)) => Ok(LiveObject::new(kind, body)),
+            Ok(LeanText(body)) => Ok(LiveObject::new(kind, body)),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -117,7 +113,7 @@ impl<'a> ObjectClient<'a> {
             field_manager: Some(MANAGER.to_owned()),
             ..PostParams::default()
         };
-        let body = serde_json::to_vec(&object.body).map_err(Error::SerdeError)?;
+        let body = object.json.text().as_bytes().to_vec();
         let request = self
             .request(object.kind)
             .create(&parameters, body)
@@ -136,7 +132,7 @@ impl<'a> ObjectClient<'a> {
     /// # Errors
     /// When the apiserver refuses, or the object changed since it was read.
     pub async fn apply(&self, object: &Object, live: &LiveObject) -> Result<(), ClientError> {
-        if let Some(patch) = preparation(&live.body, &object.body) {
+        if let Some(patch) = preparation(&live.body(), &object.body()) {
             let parameters = PatchParams {
                 field_manager: Some(MANAGER.to_owned()),
                 ..PatchParams::default()
@@ -157,7 +153,7 @@ impl<'a> ObjectClient<'a> {
             .patch(
                 &object.name,
                 &PatchParams::apply(MANAGER).force(),
-                &Patch::Apply(&object.body),
+                &Patch::Apply(object.body()),
             )
             .map_err(Error::BuildRequest)?;
         self.write("apply", object.kind, &object.name, request)
@@ -224,6 +220,19 @@ impl<'a> ObjectClient<'a> {
             format!("{root}/namespaces/{}/{plural}", self.namespace)
         })
     }
+}
+
+/// One page of a LIST. Each item becomes text as it is read, so that there is never more than one tree.
+#[derive(Deserialize)]
+struct Page {
+    metadata: PageMetadata,
+    items: Vec<LeanText>,
+}
+
+#[derive(Deserialize)]
+struct PageMetadata {
+    #[serde(rename = "continue")]
+    continue_token: Option<String>,
 }
 
 /// What is read of the answer to a write: metadata, or the Status of a deletion.

@@ -4,16 +4,26 @@ use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 use serde_json::{Map, Number, Value};
+use titan_planner::object::Json;
 
 /// A value whose managed fields name their managers and no fields. Those fields are often the largest part of an object,
 /// and most of the memory that all of it would take.
-pub(super) struct Lean(pub(super) Value);
+pub(crate) struct Lean(pub(crate) Value);
 
 impl<'de> Deserialize<'de> for Lean {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Reader { managed: false }
             .deserialize(deserializer)
             .map(Lean)
+    }
+}
+
+/// The same as text.
+pub(super) struct LeanText(pub(super) Json);
+
+impl<'de> Deserialize<'de> for LeanText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Lean::deserialize(deserializer).map(|Lean(value)| LeanText(Json::from(&value)))
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, stream};
+use serde::Deserialize;
 use serde_json::Value;
-use titan_planner::object::{CELL_LABEL, DESIRED_HASH, Kind, MANAGED_BY, MANAGER};
+use titan_planner::object::{CELL_LABEL, DESIRED_HASH, Json, Kind, MANAGED_BY, MANAGER};
 
 use crate::cluster::ObjectClient;
 
@@ -19,32 +20,58 @@ pub struct LiveObject {
     pub uid: String,
     /// The version that was read.
     pub resource_version: String,
-    /// All of it.
-    pub body: Value,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    deleting: bool,
+    json: Json,
+}
+
+/// What of every object is looked at in every pass.
+#[derive(Deserialize)]
+struct Head {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    uid: String,
+    resource_version: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+    deletion_timestamp: Option<String>,
 }
 
 impl LiveObject {
     /// Reads an object out of its JSON; `None` when it lacks the metadata that every object has.
     #[must_use]
-    pub fn new(kind: Kind, body: Value) -> Option<Self> {
-        let text = |pointer: &str| Some(body.pointer(pointer)?.as_str()?.to_owned());
+    pub fn new(kind: Kind, json: Json) -> Option<Self> {
+        let Head { metadata } = serde_json::from_str(json.text()).ok()?;
         Some(LiveObject {
             kind,
-            name: text("/metadata/name")?,
-            uid: text("/metadata/uid")?,
-            resource_version: text("/metadata/resourceVersion")?,
-            body,
+            name: metadata.name,
+            uid: metadata.uid,
+            resource_version: metadata.resource_version,
+            labels: metadata.labels,
+            annotations: metadata.annotations,
+            deleting: metadata.deletion_timestamp.is_some(),
+            json,
         })
+    }
+
+    /// All of it as a tree.
+    #[must_use]
+    pub fn body(&self) -> Value {
+        self.json.value()
     }
 
     /// A label.
     #[must_use]
     pub fn label(&self, name: &str) -> Option<&str> {
-        self.body
-            .get("metadata")?
-            .get("labels")?
-            .get(name)?
-            .as_str()
+        self.labels.get(name).map(String::as_str)
     }
 
     /// The hash of the plan that it was last written from.
@@ -56,11 +83,7 @@ impl LiveObject {
     /// An annotation.
     #[must_use]
     pub fn annotation(&self, name: &str) -> Option<&str> {
-        self.body
-            .get("metadata")?
-            .get("annotations")?
-            .get(name)?
-            .as_str()
+        self.annotations.get(name).map(String::as_str)
     }
 
     /// Whether the operator made it for this cell.
@@ -71,18 +94,21 @@ impl LiveObject {
 
     /// Whether it is on its way out.
     #[must_use]
-    pub fn is_deleting(&self) -> bool {
-        self.body.pointer("/metadata/deletionTimestamp").is_some()
+    pub const fn is_deleting(&self) -> bool {
+        self.deleting
     }
 
-    /// A whole number somewhere in it, 0 where there is none.
+    /// Its pods that are ready, as its status says; 0 where it says nothing.
     #[must_use]
-    pub fn number(&self, pointer: &str) -> i64 {
-        self.body
-            .pointer(pointer)
-            .and_then(Value::as_i64)
-            .unwrap_or(0)
+    pub fn ready_replicas(&self) -> i64 {
+        number(&self.body(), "/status/readyReplicas")
     }
+}
+
+/// A whole number somewhere in an object, 0 where there is none.
+#[must_use]
+pub fn number(body: &Value, pointer: &str) -> i64 {
+    body.pointer(pointer).and_then(Value::as_i64).unwrap_or(0)
 }
 
 /// How many kinds are listed at once: each answer is held as text until it is read.

@@ -10,4 +10,5 @@ mod live;
 
 pub use apply::{Applied, ApplyError, Scope, apply_stage, prune, remove};
 pub use client::{ClientError, ObjectClient, is_conflict, is_forbidden, is_not_found};
-pub use live::{LiveObject, LiveObjects};
+pub(crate) use json::Lean;
+pub use live::{LiveObject, LiveObjects, number};

@@ -20,7 +20,7 @@ pub fn render_objects<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Stri
     objects
         .into_iter()
         .map(|object| {
-            let mut body = object.body.clone();
+            let mut body = object.body();
             if object.kind == Kind::Secret {
                 redact(&mut body);
             }
