@@ -115,7 +115,10 @@ impl Service {
             migration.version != OUTBOX_MIGRATION || self.tables.contains(&OUTBOX)
         });
         let all: Vec<Migration> = of_kit.chain(self.migrations.iter()).cloned().collect();
-        Migrator::with_migrations(all)
+        let mut migrator = Migrator::with_migrations(all);
+        // After a rollback the schema is ahead of the binary. It fits all the same: migrations only expand.
+        migrator.set_ignore_missing(true);
+        migrator
     }
 
     /// The definition, as `describe` prints it.
