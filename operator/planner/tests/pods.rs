@@ -205,3 +205,30 @@ fn an_autoscaled_service_leaves_its_replicas_to_the_autoscaler() {
         }
     }
 }
+
+#[test]
+fn a_service_has_drained_before_its_node_kills_it() {
+    for grace in [1, 5, 30, 3600] {
+        let mut setup = Setup::quickstart();
+        for service in &mut setup.profile.spec.services {
+            service.termination_grace_period_seconds = grace;
+        }
+        let services = pods(&setup)
+            .into_iter()
+            .filter(|(_, object, _)| object.kind == Kind::Deployment);
+        let mut seen = 0;
+        for (name, _, pod) in services {
+            let milliseconds = |variable: &str| -> i64 {
+                let variables = pod["containers"][0]["env"].as_array().unwrap();
+                let found = variables.iter().find(|it| it["name"] == variable).unwrap();
+                found["value"].as_str().unwrap().parse().unwrap()
+            };
+            let delay = milliseconds("TITAN_DRAIN_DELAY_MS");
+            let timeout = milliseconds("TITAN_DRAIN_TIMEOUT_MS");
+            assert!(delay > 0 && timeout >= delay, "{name}: {delay}, {timeout}");
+            assert!(delay + timeout < grace * 1000, "{name}: {delay}, {timeout}");
+            seen += 1;
+        }
+        assert!(seen > 0);
+    }
+}

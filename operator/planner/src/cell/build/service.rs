@@ -7,7 +7,7 @@ use k8s_openapi::api::autoscaling::v2::{
     CrossVersionObjectReference, HorizontalPodAutoscaler, HorizontalPodAutoscalerSpec, MetricSpec,
     MetricTarget, ResourceMetricSource,
 };
-use k8s_openapi::api::core::v1::{Container, PodTemplateSpec, Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVar, PodTemplateSpec, Service, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use titan_crds::Autoscaling;
@@ -16,7 +16,7 @@ use super::Objects;
 use super::environment::{Environment, STATE_DIRECTORY};
 use super::pod::{
     Patience, SCRATCH_USER, container_port, container_security, disruption_budget, empty_dir,
-    http_probe, mount, pod_spec, resources, service_account, service_port,
+    http_probe, mount, pod_spec, resources, service_account, service_port, variable,
 };
 use crate::cell::model::{Invalid, ValidatedCell, ValidatedService};
 use crate::cell::names::{
@@ -107,7 +107,7 @@ fn deployment(
         image: Some(image.clone()),
         image_pull_policy: Some(cell.image_pull_policy.clone()),
         env_from: Some(Environment::sources()),
-        env: Some(environment.variables(cell, service)),
+        env: Some(variables(cell, service, environment)),
         ports: Some(vec![
             container_port("grpc", *port),
             container_port("metrics", METRICS_PORT),
@@ -181,6 +181,46 @@ fn deployment(
             paused: None,
         }),
         status: None,
+    }
+}
+
+/// What a service reads, and how long it has to end: not among what its migrations read, which no other time makes other
+/// ones.
+fn variables(
+    cell: &ValidatedCell,
+    service: &ValidatedService,
+    environment: &Environment,
+) -> Vec<EnvVar> {
+    let Drain { delay, timeout } = Drain::within(service.termination_grace_period_seconds);
+    let mut variables = environment.variables(cell, service);
+    variables.extend([
+        variable("TITAN_DRAIN_DELAY_MS", delay.to_string()),
+        variable("TITAN_DRAIN_TIMEOUT_MS", timeout.to_string()),
+    ]);
+    variables.sort_by(|a, b| a.name.cmp(&b.name));
+    variables
+}
+
+/// How a service spends the time that it gets to end, in milliseconds.
+struct Drain {
+    /// It serves on while its clients learn that it goes.
+    delay: i64,
+    /// It finishes requests that are under way.
+    timeout: i64,
+}
+
+impl Drain {
+    /// Fits both into the grace period, and leaves some of it to close what is open before the node kills it.
+    fn within(grace_period_seconds: i64) -> Self {
+        const DELAY: i64 = 3_000;
+        const REST: i64 = 2_000;
+        let grace = grace_period_seconds.saturating_mul(1_000);
+        let delay = DELAY.min(grace / 4);
+        let rest = REST.min(grace / 4);
+        Drain {
+            delay,
+            timeout: grace - delay - rest,
+        }
     }
 }
 
