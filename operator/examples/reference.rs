@@ -205,6 +205,10 @@ async fn create_cell(client: &Client, name: &str, objects: &[Object]) -> Result<
 struct NoLedger;
 
 impl Ledger for NoLedger {
+    fn may_write(&self) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
     fn record(&self, _: Write) -> Result<(), Interrupted> {
         Ok(())
     }

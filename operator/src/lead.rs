@@ -133,15 +133,18 @@ pub(crate) async fn lead(
         .touched_objects()
         .for_each({
             let (look, cells) = (look.clone(), cells.clone());
+            let metrics = context.metrics.clone();
             move |profile| {
                 match profile {
                     Ok(profile) => {
                         let name = profile.name_any();
-                        of(&cells, |cell| cell.spec.profile == name, |cell| look.at_cell(cell));
+                        of(
+                            &cells,
+                            |cell| cell.spec.profile == name,
+                            |cell| look.at_cell(cell),
+                        );
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "watch of ServiceProfiles interrupted; it is begun again");
-                    }
+                    Err(error) => metrics.watch_interrupted("ServiceProfile", &error),
                 }
                 std::future::ready(())
             }

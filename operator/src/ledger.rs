@@ -1,9 +1,13 @@
-//! The book of every write that the operator makes, in Kubernetes, PostgreSQL, Kafka and Redis.
+//! The book of every write that the operator makes, in Kubernetes, PostgreSQL, Kafka and Redis, and the word on whether the
+//! next one may begin.
 //!
 //! In production the ledger only counts. In tests it also ends a reconcile right after its k-th write, as a crash
 //! would, which is how every crash point is tried (the method of Sieve, OSDI '22).
 
 use std::fmt;
+use std::sync::Arc;
+
+use crate::leader::WriteGate;
 
 /// The system that was written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,14 +54,50 @@ impl fmt::Display for Write {
 
 /// The reconcile ends here, as if the process had died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("interrupted after a write")]
+#[error("interrupted: nothing more may be written")]
 pub struct Interrupted;
 
 /// Takes note of each write right after it succeeded.
 pub trait Ledger: Send + Sync {
+    /// Whether a write may begin. Asked right before each write to a store: those of the apiserver pass the leader's gate on
+    /// their way there.
+    ///
+    /// # Errors
+    /// [`Interrupted`] when the caller must stop at once and write nothing more.
+    fn may_write(&self) -> Result<(), Interrupted>;
+
     /// Takes note of a write.
     ///
     /// # Errors
     /// [`Interrupted`] when the caller must stop at once and write nothing more.
     fn record(&self, write: Write) -> Result<(), Interrupted>;
+}
+
+/// A ledger behind the leader's gate: who leads no more writes to no store.
+pub struct GatedLedger {
+    ledger: Arc<dyn Ledger>,
+    gate: WriteGate,
+}
+
+impl GatedLedger {
+    /// Puts a ledger behind a gate.
+    #[must_use]
+    pub fn new(ledger: Arc<dyn Ledger>, gate: WriteGate) -> Self {
+        GatedLedger { ledger, gate }
+    }
+}
+
+impl Ledger for GatedLedger {
+    fn may_write(&self) -> Result<(), Interrupted> {
+        if self.gate.is_open() {
+            self.ledger.may_write()
+        } else {
+            tracing::warn!("not the leader any more: a write to a store was not sent");
+            Err(Interrupted)
+        }
+    }
+
+    fn record(&self, write: Write) -> Result<(), Interrupted> {
+        self.ledger.record(write)
+    }
 }

@@ -1,5 +1,7 @@
 //! Prometheus metrics of the operator.
 
+use std::fmt;
+
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -16,6 +18,8 @@ pub struct Metrics {
     pub writes: IntCounterVec,
     /// Reconciles that failed, by controller and category.
     pub failures: IntCounterVec,
+    /// Watches that were interrupted and begun again, by what they watch.
+    pub watch_errors: IntCounterVec,
     /// Whether this replica leads.
     pub leading: IntGauge,
     /// The epoch of the last good table, by fleet.
@@ -47,6 +51,13 @@ impl Metrics {
             Opts::new("titan_reconcile_failures_total", "Reconciles that failed."),
             &["controller", "category"],
         )?;
+        let watch_errors = IntCounterVec::new(
+            Opts::new(
+                "titan_watch_errors_total",
+                "Watches that were interrupted and begun again.",
+            ),
+            &["kind"],
+        )?;
         let leading = IntGauge::new("titan_leading", "1 on the replica that leads.")?;
         let table_epoch = IntGaugeVec::new(
             Opts::new(
@@ -69,6 +80,7 @@ impl Metrics {
         registry.register(Box::new(reconcile_seconds.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(failures.clone()))?;
+        registry.register(Box::new(watch_errors.clone()))?;
         registry.register(Box::new(leading.clone()))?;
         registry.register(Box::new(table_epoch.clone()))?;
         registry.register(Box::new(fleet_cells.clone()))?;
@@ -78,11 +90,18 @@ impl Metrics {
             reconcile_seconds,
             writes,
             failures,
+            watch_errors,
             leading,
             table_epoch,
             fleet_cells,
             fleet_cells_ready,
         })
+    }
+
+    /// Says that a watch was interrupted. It is begun again by itself; until then what it watches is not noticed.
+    pub fn watch_interrupted(&self, kind: &str, error: &dyn fmt::Display) {
+        tracing::warn!(kind, %error, "watch interrupted; it is begun again");
+        self.watch_errors.with_label_values(&[kind]).inc();
     }
 
     /// The metrics in Prometheus' text format.
@@ -98,6 +117,10 @@ impl Metrics {
 pub struct CountingLedger(pub Metrics);
 
 impl Ledger for CountingLedger {
+    fn may_write(&self) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
     fn record(&self, write: Write) -> Result<(), Interrupted> {
         tracing::debug!(%write, "wrote");
         self.0

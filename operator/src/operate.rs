@@ -17,7 +17,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use crate::http::{Readiness, router};
 use crate::lead::lead;
 use crate::leader::{Candidate, GateLayer, WriteGate};
-use crate::ledger::Ledger;
+use crate::ledger::{GatedLedger, Ledger};
 use crate::metrics::Metrics;
 use crate::tables::Tables;
 
@@ -77,6 +77,7 @@ pub async fn operate(
     stop: CancellationToken,
 ) -> Result<(), OperateError> {
     let gate = WriteGate::closed();
+    let ledger: Arc<dyn Ledger> = Arc::new(GatedLedger::new(ledger, gate.clone()));
     // So that an audit log says who wrote.
     config.headers.push((http::header::USER_AGENT, USER_AGENT));
     // A Lease that waited behind a hundred other requests would run out.
@@ -193,7 +194,7 @@ async fn follow_tables(
             Ok(watcher::Event::InitDone) => readiness.set(true),
             Ok(watcher::Event::Delete(table)) => tables.lost(&table),
             Ok(watcher::Event::Init) => {}
-            Err(error) => tracing::warn!(%error, "watch of RoutingTables interrupted"),
+            Err(error) => metrics.watch_interrupted("RoutingTable", &error),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Leadership: one at a time, handed on in seconds, and nothing written by who lost it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
@@ -11,6 +13,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::json;
 use titan_operator::leader::{Candidate, GateLayer, LEASE_DURATION, WriteGate};
+use titan_operator::ledger::{GatedLedger, Interrupted, Ledger, Write};
+use titan_operator::stores::kafka::KafkaAdmin;
+use titan_operator::stores::postgres;
+use titan_planner::cell::{KafkaTopic, ServerCredentials};
 use titan_testbed::apiserver;
 use tokio::task::JoinHandle;
 
@@ -219,6 +225,79 @@ async fn a_leader_that_was_suspended_can_read_and_cannot_write() {
         .await
         .unwrap();
     standby.abort();
+}
+
+struct Uncounted;
+
+impl Ledger for Uncounted {
+    fn may_write(&self) -> Result<(), Interrupted> {
+        Ok(())
+    }
+
+    fn record(&self, _: Write) -> Result<(), Interrupted> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_suspended_writes_to_no_store() {
+    let (database, kafka) = tokio::task::spawn_blocking(|| {
+        (
+            titan_testbed::postgres().unwrap(),
+            titan_testbed::kafka().unwrap(),
+        )
+    })
+    .await
+    .unwrap();
+    let server = ServerCredentials {
+        host: database.host,
+        port: database.port,
+        username: database.user,
+        password: database.password,
+        sslmode: "disable".to_owned(),
+    };
+    let kafka = KafkaAdmin::new(kafka.bootstrap()).unwrap();
+    let topic = |name: &str| KafkaTopic {
+        name: format!("titan.suspended.{name}"),
+        partitions: 1,
+        replication_factor: 1,
+        config: BTreeMap::new(),
+    };
+    let (mut first, gate, _) = replica("suspended-stores", "first").await;
+    let ledger = GatedLedger::new(Arc::new(Uncounted), gate.clone());
+    let no_passwords = BTreeMap::new();
+    let make = async |name: &str| {
+        let made = postgres::ensure(&server, name, &[], &no_passwords, &ledger).await;
+        let topics = kafka.ensure(&[topic(name)], &ledger).await;
+        (made.map(drop), topics.map(drop))
+    };
+
+    first.win().await;
+    let (database, topics) = make("in_time").await;
+    database.unwrap();
+    topics.unwrap();
+
+    // Nothing renews: its own deadline passes.
+    until(&gate, false, LEASE_DURATION).await;
+    let (database, topics) = make("too_late").await;
+    for refused in [
+        database,
+        topics,
+        kafka
+            .delete(&[topic("in_time").name], &ledger)
+            .await
+            .map(drop),
+        postgres::drop_database(&server, "in_time", &ledger)
+            .await
+            .map(drop),
+    ] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.category(), "interrupted", "{refused}");
+    }
+    postgres::ownership(&server, "in_time").await.unwrap();
+    postgres::ownership(&server, "too_late").await.unwrap_err();
+    let topics = kafka.existing("suspended").await.unwrap();
+    assert_eq!(topics, [topic("in_time").name]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

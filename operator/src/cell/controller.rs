@@ -14,7 +14,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::core::PartialObjectMeta;
-use kube::runtime::controller::{Action, Config};
+use kube::runtime::controller::{self, Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
@@ -54,16 +54,23 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let Triggers { cells, references } = triggers;
+    let metrics = context.metrics.clone();
     Controller::for_stream(cells, context.cells.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(references)
         .reconcile_on(gather(owned_objects(&context), WINDOW))
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)
-        .for_each(|result| async move {
-            if let Err(error) = result {
-                tracing::debug!(%error, "cell controller");
+        .for_each(|result| {
+            match result {
+                Err(controller::Error::QueueError(error)) => {
+                    metrics.watch_interrupted("Cell", &error);
+                }
+                // A failed attempt was logged by who tries again; a Cell that is gone is no failure.
+                Err(error) => tracing::debug!(%error, "cell controller"),
+                Ok(_) => {}
             }
+            std::future::ready(())
         })
         .await;
 }
@@ -122,22 +129,23 @@ where
     )
     .default_backoff()
     .modify(|object| object.managed_fields_mut().clear());
+    let metrics = context.metrics.clone();
     context
         .echoes
         .clone()
         .without(events)
         .touched_objects()
-        .filter_map(|object| async move {
-            match object {
+        .filter_map(move |object| {
+            std::future::ready(match object {
                 Ok(object) => object
                     .labels()
                     .get(CELL_LABEL)
                     .map(|cell| ObjectRef::new(cell)),
                 Err(error) => {
-                    tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted; it is begun again");
+                    metrics.watch_interrupted(&K::kind(&()), &error);
                     None
                 }
-            }
+            })
         })
         .boxed()
 }

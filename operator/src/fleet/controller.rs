@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use kube::ResourceExt;
-use kube::runtime::controller::{Action, Config};
+use kube::runtime::controller::{self, Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use titan_crds::CellFleet;
@@ -35,15 +35,22 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
     let Triggers { fleets, members } = triggers;
+    let metrics = context.metrics.clone();
     Controller::for_stream(fleets, context.fleets.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(members)
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)
-        .for_each(|result| async move {
-            if let Err(error) = result {
-                tracing::debug!(%error, "fleet controller");
+        .for_each(|result| {
+            match result {
+                Err(controller::Error::QueueError(error)) => {
+                    metrics.watch_interrupted("CellFleet", &error);
+                }
+                // A failed attempt was logged by who tries again; a fleet that is gone is no failure.
+                Err(error) => tracing::debug!(%error, "fleet controller"),
+                Ok(_) => {}
             }
+            std::future::ready(())
         })
         .await;
 }

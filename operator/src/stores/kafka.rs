@@ -149,6 +149,7 @@ impl KafkaAdmin {
             return Ok(Vec::new());
         }
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        ledger.may_write()?;
         let outcome = self.client.delete_topics(&names, &options()).await;
         let gone = [
             RDKafkaErrorCode::UnknownTopicOrPartition,
@@ -218,6 +219,7 @@ impl KafkaAdmin {
                     .fold(new, |new, (key, value)| new.set(key, value))
             })
             .collect();
+        ledger.may_write()?;
         let outcome = self.client.create_topics(&new, &options()).await;
         let there = [RDKafkaErrorCode::TopicAlreadyExists];
         self.settle("create", "create topics", outcome, &there, ledger)
@@ -228,6 +230,7 @@ impl KafkaAdmin {
             .iter()
             .map(|(name, count)| NewPartitions::new(name, *count))
             .collect();
+        ledger.may_write()?;
         let outcome = self.client.create_partitions(&new, &options()).await;
         self.settle("grow", "grow partitions", outcome, &[], ledger)?;
         Ok(())
@@ -248,6 +251,7 @@ impl KafkaAdmin {
                     .fold(alter, |alter, (key, value)| alter.set(key, value))
             })
             .collect();
+        ledger.may_write()?;
         let outcome = self.client.alter_configs(&new, &options()).await;
         let named = |specifier| match specifier {
             OwnedResourceSpecifier::Topic(name) | OwnedResourceSpecifier::Group(name) => name,

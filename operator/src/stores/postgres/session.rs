@@ -108,6 +108,7 @@ impl Session {
 
     /// Runs the statements of a step in one transaction, and enters them in the ledger.
     pub async fn write(&mut self, step: Step, ledger: &dyn Ledger) -> Result<()> {
+        ledger.may_write()?;
         let doing = format!("{} {}", step.verb, step.target);
         // Several statements in one simple query are one transaction.
         let run = sqlx::raw_sql(AssertSqlSafe(step.sql)).execute(&mut self.connection);

@@ -206,6 +206,7 @@ async fn tell(look: &Look, command: &Command, ledger: &dyn Ledger) -> Result<boo
             ("forget", format!("{id} on {}", command.on))
         }
     };
+    ledger.may_write()?;
     match request.exec_async(&mut connection).await {
         Ok(()) => {}
         // Gossip was faster.
