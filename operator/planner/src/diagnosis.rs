@@ -1,13 +1,13 @@
-//! Why a pod does not run, told from its status.
+//! Why a pod does not run, or why a Deployment does not get its pods, told from their statuses.
 
 use serde_json::Value;
 
-/// Why a pod does not run.
+/// Why something does not run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
     /// The condition reason.
     pub reason: &'static str,
-    /// The pod, the container and what the node says.
+    /// What does not run, and what the node or the Deployment's controller says.
     pub message: String,
     /// Whether it will stay so until a person does something.
     pub needs_person: bool,
@@ -25,7 +25,52 @@ pub fn diagnose(pod: &Value) -> Option<Diagnosis> {
             .iter()
             .filter_map(|pointer| pod.pointer(pointer)?.as_array())
             .flatten()
-            .find_map(|container| stuck(container, name))
+            .find_map(|container| stuck(container, name).or_else(|| crashing(container, pod, name)))
+    })
+}
+
+/// Reads a Deployment that lacks pods; `None` when its controller has given nothing up. To be asked where no pod says what
+/// is wrong.
+#[must_use]
+pub fn diagnose_deployment(deployment: &Value) -> Option<Diagnosis> {
+    let name = deployment
+        .pointer("/metadata/name")
+        .and_then(Value::as_str)?;
+    let generation = |pointer| deployment.pointer(pointer).and_then(Value::as_i64);
+    if generation("/status/observedGeneration") < generation("/metadata/generation") {
+        return None;
+    }
+    let conditions = deployment.pointer("/status/conditions")?.as_array()?;
+    let message = |condition: &Value| {
+        condition["message"]
+            .as_str()
+            .unwrap_or("it says no more")
+            .to_owned()
+    };
+    let with = |type_: &str, status: &str| {
+        conditions
+            .iter()
+            .find(|condition| condition["type"] == type_ && condition["status"] == status)
+    };
+    if let Some(condition) = with("ReplicaFailure", "True") {
+        return Some(Diagnosis {
+            reason: "PodsNotCreated",
+            message: format!(
+                "Deployment {name} cannot make its pods: {}; check quotas and admission webhooks",
+                message(condition)
+            ),
+            needs_person: true,
+        });
+    }
+    let condition = with("Progressing", "False")
+        .filter(|condition| condition["reason"] == "ProgressDeadlineExceeded")?;
+    Some(Diagnosis {
+        reason: "RolloutStuck",
+        message: format!(
+            "Deployment {name} makes no progress: {}; look at the readiness and the log of its newest pod",
+            message(condition)
+        ),
+        needs_person: true,
     })
 }
 
@@ -68,23 +113,11 @@ fn stuck(container: &Value, pod: &str) -> Option<Diagnosis> {
                 needs_person: true,
             })
         }
-        "CrashLoopBackOff" => {
-            let code = container
-                .pointer("/lastState/terminated/exitCode")
-                .and_then(Value::as_i64);
-            let ended = container
-                .pointer("/lastState/terminated/reason")
-                .and_then(Value::as_str)
-                .unwrap_or("ended");
-            Some(Diagnosis {
-                reason: "ServiceCrashing",
-                message: format!(
-                    "container {name} of pod {pod} keeps ending ({ended}, exit code {}): read its log with kubectl logs --previous",
-                    code.map_or_else(|| "unknown".to_owned(), |code| code.to_string())
-                ),
-                needs_person: true,
-            })
-        }
+        "CrashLoopBackOff" => Some(keeps_ending(
+            container.pointer("/lastState/terminated"),
+            name,
+            pod,
+        )),
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
             Some(Diagnosis {
                 reason: "ContainerNotCreated",
@@ -93,6 +126,47 @@ fn stuck(container: &Value, pod: &str) -> Option<Diagnosis> {
             })
         }
         _ => None,
+    }
+}
+
+/// A container that has ended before and runs again, or has just ended, without having been ready since: a crash loop between
+/// two of its waits. Were it taken for a new start each time, the cell would be Stalled and not by turns.
+fn crashing(container: &Value, pod: &Value, pod_name: &str) -> Option<Diagnosis> {
+    /// One restart may have been an accident.
+    const RESTARTS: i64 = 2;
+    let restarts = container["restartCount"].as_i64().unwrap_or(0);
+    if restarts < RESTARTS || container["ready"] == true {
+        return None;
+    }
+    let name = container["name"].as_str().unwrap_or("?");
+    if let Some(ended) = container.pointer("/state/terminated") {
+        let failed = ended["exitCode"].as_i64().is_some_and(|code| code != 0);
+        return failed.then(|| keeps_ending(Some(ended), name, pod_name));
+    }
+    let started = container.pointer("/state/running/startedAt")?.as_str()?;
+    let ended = container.pointer("/lastState/terminated")?;
+    let conditions = pod.pointer("/status/conditions")?.as_array()?;
+    let unready_since = conditions
+        .iter()
+        .find(|condition| condition["type"] == "Ready" && condition["status"] == "False")?
+        ["lastTransitionTime"]
+        .as_str()?;
+    // Times of the apiserver are all of one form, so that their text has their order.
+    (unready_since <= started).then(|| keeps_ending(Some(ended), name, pod_name))
+}
+
+fn keeps_ending(ended: Option<&Value>, container: &str, pod: &str) -> Diagnosis {
+    let code = ended.and_then(|ended| ended["exitCode"].as_i64());
+    let how = ended
+        .and_then(|ended| ended["reason"].as_str())
+        .unwrap_or("ended");
+    Diagnosis {
+        reason: "ServiceCrashing",
+        message: format!(
+            "container {container} of pod {pod} keeps ending ({how}, exit code {}): read its log with kubectl logs --previous",
+            code.map_or_else(|| "unknown".to_owned(), |code| code.to_string())
+        ),
+        needs_person: true,
     }
 }
 
@@ -166,5 +240,72 @@ mod tests {
             assert!(diagnosis.message.contains(said));
             assert!(diagnosis.message.contains(advice), "{}", diagnosis.message);
         }
+    }
+
+    fn restarted(state: &Value, unready_since: &str, ready: bool, restarts: i64) -> Value {
+        json!({
+            "metadata": {"name": "order-1"},
+            "status": {
+                "conditions": [{
+                    "type": "Ready", "status": if ready { "True" } else { "False" },
+                    "lastTransitionTime": unready_since,
+                }],
+                "containerStatuses": [{
+                    "name": "order", "image": "titan/order:1.0.0", "ready": ready,
+                    "restartCount": restarts, "state": state,
+                    "lastState": {"terminated": {"exitCode": 3, "reason": "Error"}},
+                }],
+            },
+        })
+    }
+
+    #[test]
+    fn a_crash_loop_is_one_between_its_waits_too() {
+        let crashed = diagnose(&waiting("CrashLoopBackOff")).unwrap();
+        let running = json!({"running": {"startedAt": "2026-01-01T10:00:00Z"}});
+        let (before, after) = ("2026-01-01T09:00:00Z", "2026-01-01T11:00:00Z");
+        assert_eq!(
+            diagnose(&restarted(&running, before, false, 5)).as_ref(),
+            Some(&crashed),
+            "the same words, or each restart would be a write"
+        );
+        let ended = json!({"terminated": {"exitCode": 3, "reason": "Error"}});
+        assert_eq!(
+            diagnose(&restarted(&ended, before, false, 5)).as_ref(),
+            Some(&crashed)
+        );
+
+        assert_eq!(diagnose(&restarted(&running, before, true, 5)), None);
+        assert_eq!(
+            diagnose(&restarted(&running, before, false, 1)),
+            None,
+            "once is no loop"
+        );
+        assert_eq!(
+            diagnose(&restarted(&running, after, false, 5)),
+            None,
+            "it was ready since it was last started"
+        );
+    }
+
+    #[test]
+    fn a_deployment_that_gave_up_says_why() {
+        let deployment = |observed: i64, type_: &str, status: &str, reason: &str| {
+            json!({
+                "metadata": {"name": "order", "generation": 2},
+                "status": {"observedGeneration": observed, "conditions": [
+                    {"type": type_, "status": status, "reason": reason, "message": "as it is"},
+                ]},
+            })
+        };
+        let reason = |deployment: &Value| diagnose_deployment(deployment).map(|it| it.reason);
+        let stuck = deployment(2, "Progressing", "False", "ProgressDeadlineExceeded");
+        assert_eq!(reason(&stuck), Some("RolloutStuck"));
+        let refused = deployment(2, "ReplicaFailure", "True", "FailedCreate");
+        assert_eq!(reason(&refused), Some("PodsNotCreated"));
+        let older = deployment(1, "Progressing", "False", "ProgressDeadlineExceeded");
+        assert_eq!(reason(&older), None, "it speaks of an older template");
+        let going = deployment(2, "Progressing", "True", "ReplicaSetUpdated");
+        assert_eq!(reason(&going), None);
     }
 }

@@ -30,7 +30,9 @@ use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
-use crate::cell::services::{Diagnoses, diagnose_pods, rollup, services_step, step_of};
+use crate::cell::services::{
+    Diagnoses, diagnose_deployments, diagnose_pods, rollup, services_step, step_of,
+};
 use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune,
 };
@@ -293,15 +295,15 @@ impl Pass<'_> {
             .iter()
             .all(|service| service.ready >= service.desired)
             && jobs.values().all(|(_, state)| *state == Migration::Done);
-        let diagnoses = if calm {
-            Diagnoses::new()
-        } else {
-            diagnose_pods(self.context, &self.valid.name).await?
-        };
+        let mut diagnoses = Diagnoses::new();
         if !calm {
-            services = rollup(self.valid, self.live, &diagnoses);
+            diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
         }
         progress.steps.migrations = migrations_step(&self.valid.name, &jobs, &diagnoses);
+        if !calm {
+            diagnose_deployments(self.valid, self.live, &mut diagnoses);
+            services = rollup(self.valid, self.live, &diagnoses);
+        }
         progress.steps.services = self.as_released(services_step(&services, &diagnoses), &services);
         progress.services = Some(services);
         if row.state == AssignmentState::Active {
@@ -432,7 +434,12 @@ impl Pass<'_> {
             Err(error) => Err(error),
         };
         match ensured {
-            Ok(_) => Ok(Step::Done(format!("{} topics", self.valid.topics.len()))),
+            Ok(report) => {
+                let topics = format!("{} topics", self.valid.topics.len());
+                let warnings = report.warnings.into_iter();
+                let all: Vec<String> = std::iter::once(topics).chain(warnings).collect();
+                Ok(Step::Done(all.join("; ")))
+            }
             Err(error) => store_step(error),
         }
     }

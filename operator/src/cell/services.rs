@@ -7,7 +7,7 @@ use kube::core::Request;
 use serde_json::Value;
 use titan_crds::ServiceStatus;
 use titan_planner::cell::ValidatedCell;
-use titan_planner::diagnosis::{Diagnosis, diagnose};
+use titan_planner::diagnosis::{Diagnosis, diagnose, diagnose_deployment};
 use titan_planner::object::{CELL_LABEL, Kind};
 use titan_planner::status::Step;
 
@@ -33,6 +33,22 @@ pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagn
             Some((name.to_owned(), diagnose(pod)?))
         })
         .collect())
+}
+
+/// What the Deployments say of services of which no pod says what is wrong.
+pub(super) fn diagnose_deployments(
+    cell: &ValidatedCell,
+    live: &LiveObjects,
+    diagnoses: &mut Diagnoses,
+) {
+    for service in &cell.services {
+        if !diagnoses.contains_key(&service.name)
+            && let Some(deployment) = live.get(Kind::Deployment, &service.name)
+            && let Some(diagnosis) = diagnose_deployment(&deployment.body())
+        {
+            diagnoses.insert(service.name.clone(), diagnosis);
+        }
+    }
 }
 
 /// The status of each service, in the plan's order.

@@ -132,7 +132,9 @@ impl<'a> ObjectClient<'a> {
     /// # Errors
     /// When the apiserver refuses, or the object changed since it was read.
     pub async fn apply(&self, object: &Object, live: &LiveObject) -> Result<(), ClientError> {
-        if let Some(patch) = preparation(&live.body(), &object.body()) {
+        let live = live.body();
+        let desired = left_to_others(&live, object.body());
+        if let Some(patch) = preparation(&live, &desired) {
             let parameters = PatchParams {
                 field_manager: Some(MANAGER.to_owned()),
                 ..PatchParams::default()
@@ -153,7 +155,7 @@ impl<'a> ObjectClient<'a> {
             .patch(
                 &object.name,
                 &PatchParams::apply(MANAGER).force(),
-                &Patch::Apply(object.body()),
+                &Patch::Apply(desired),
             )
             .map_err(Error::BuildRequest)?;
         self.write("apply", object.kind, &object.name, request)
@@ -248,6 +250,20 @@ struct WrittenMetadata {
     resource_version: Option<String>,
 }
 
+/// What is desired, with what is there of that which the plan leaves to somebody else: the replicas of a Deployment that an
+/// autoscaler sets. A field that was ours and is not named any more would be removed, and the apiserver's default of one pod
+/// would take its place. As soon as the autoscaler sets another number, it is the autoscaler's.
+fn left_to_others(live: &Value, mut desired: Value) -> Value {
+    let replicas = live.pointer("/spec/replicas").cloned();
+    if desired["kind"] == "Deployment"
+        && let Some(replicas) = replicas
+        && let Some(spec) = desired.get_mut("spec").and_then(Value::as_object_mut)
+    {
+        spec.entry("replicas").or_insert(replicas);
+    }
+    desired
+}
+
 /// The JSON patch that has to come before an apply; `None` where none has to. It fails when the object changed since it
 /// was read.
 fn preparation(live: &Value, desired: &Value) -> Option<Value> {
@@ -321,6 +337,17 @@ mod tests {
             patch[1]["value"], "7",
             "the patch must fail when the object changed"
         );
+    }
+
+    #[test]
+    fn replicas_that_nobody_plans_stay_what_they_are() {
+        let live = json!({"spec": {"replicas": 7}});
+        let planned = |spec: Value| json!({"kind": "Deployment", "spec": spec});
+        let replicas = |desired| left_to_others(&live, desired)["spec"]["replicas"].clone();
+        assert_eq!(replicas(planned(json!({}))), 7);
+        assert_eq!(replicas(planned(json!({"replicas": 3}))), 3);
+        let set = json!({"kind": "StatefulSet", "spec": {}});
+        assert_eq!(left_to_others(&live, set.clone()), set);
     }
 
     #[test]

@@ -181,6 +181,93 @@ async fn what_the_profile_no_longer_says_is_really_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_autoscaler_begins_with_the_pods_that_there_are() {
+    let world = World::new("scales").await;
+    let mut services = world.profile()["spec"]["services"].clone();
+    services[1]["replicas"] = json!(4);
+    services[1]["resources"] = json!({"requests": {"cpu": "100m"}});
+    let put = async |services: &serde_json::Value| {
+        world
+            .patch::<titan_crds::ServiceProfile>(
+                &world.name,
+                json!({"spec": {"services": services}}),
+            )
+            .await;
+    };
+    put(&services).await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let deployments = world.api(&world.cell_name(1), Kind::Deployment);
+    let replicas = async || {
+        let order = deployments.get("order").await.unwrap();
+        order.data["spec"]["replicas"].clone()
+    };
+    assert_eq!(replicas().await, 4);
+
+    services[1].as_object_mut().unwrap().remove("replicas");
+    services[1]["autoscaling"] = json!({"minReplicas": 2, "maxReplicas": 9});
+    put(&services).await;
+    world.settle(&book).await.unwrap();
+    assert_eq!(replicas().await, 4, "not a single pod under full load");
+
+    // The autoscaler has its way, and a later change of the plan leaves it.
+    let scale = kube::api::Patch::Merge(json!({"spec": {"replicas": 7}}));
+    deployments
+        .patch("order", &Default::default(), &scale)
+        .await
+        .unwrap();
+    services[1]["env"] = json!({"MODE": "other"});
+    put(&services).await;
+    world.settle(&book).await.unwrap();
+    assert_eq!(replicas().await, 7);
+    let quiet = Arc::new(Book::new());
+    world.round(&world.view().await, &quiet).await.unwrap();
+    assert_eq!(quiet.writes(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_that_hangs_is_told() {
+    let world = World::new("hangs").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let deployments = world.api(&world.cell_name(1), Kind::Deployment);
+    let say = async |said: serde_json::Value| {
+        let status = json!({"status": {
+            "replicas": 2, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1,
+            "conditions": [said],
+        }});
+        deployments
+            .patch_status(
+                "order",
+                &Default::default(),
+                &kube::api::Patch::Merge(status),
+            )
+            .await
+            .unwrap();
+        world.round(&world.view().await, &book).await.unwrap();
+        let cell = world.get_cell(1).await.unwrap();
+        assert!(condition(&cell, "Stalled").starts_with("True/"));
+        condition(&cell, "Ready")
+    };
+    let ready = say(json!({
+        "type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded",
+        "message": "ReplicaSet order-2 has timed out progressing.",
+    }))
+    .await;
+    assert!(ready.starts_with("False/RolloutStuck"), "{ready}");
+    assert!(ready.contains("order-2"), "{ready}");
+    let ready = say(json!({
+        "type": "ReplicaFailure", "status": "True", "reason": "FailedCreate",
+        "message": "exceeded quota: small",
+    }))
+    .await;
+    assert!(ready.starts_with("False/PodsNotCreated"), "{ready}");
+    assert!(ready.contains("exceeded quota"), "{ready}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_cell_leaves_nothing_under_delete() {
     let world = World::new("deletes").await;
     world.create::<Cell>(world.cell(1)).await;
