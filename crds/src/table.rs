@@ -24,7 +24,8 @@ pub struct RoutingTableSpec {
     /// The CellFleet that the table belongs to.
     pub fleet: String,
     /// The version of the table. It only grows.
-    #[schemars(range(min = 0), extend("format" = "int64"))]
+    // 2^53: what an edit by hand sets it to, there has to be a larger one to mend it with.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_992_u64), extend("format" = "int64"))]
     pub epoch: u64,
     /// How user ids become keys.
     #[serde(default)]

@@ -7,6 +7,7 @@ pub mod cell;
 pub mod cluster;
 pub mod context;
 pub mod echoes;
+mod finalizer;
 pub mod fleet;
 mod gather;
 pub mod http;

@@ -36,10 +36,9 @@ fn runbooks() -> String {
 
 /// Reasons of conditions in a source file: the string that follows one of these, before its unit tests.
 fn reasons(source: &str) -> BTreeSet<String> {
-    const BEFORE: [&str; 6] = [
+    const BEFORE: [&str; 5] = [
         "Step::failed(",
         "Step::waiting(",
-        "Holdup::wait(",
         "invalid(",
         "reason: ",
         "ConditionType::Ready,",

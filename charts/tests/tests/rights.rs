@@ -333,7 +333,9 @@ fn live(scene: &Scene) {
         scene.count("own-stores", "statefulset") == 0
     });
 
-    scene.kubectl(&["delete", "cells", "--all", "--timeout=60s"]);
+    // At once, as of a folder of manifests: the fleet waits for its cells.
+    let everything = ["delete", "cellfleets,cells", "--all", "--timeout=60s"];
+    scene.kubectl(&everything);
     assert!(
         scene
             .kubectl(&["get", "namespaces", "-l", "titan.dev/cell", "-o", "name"])

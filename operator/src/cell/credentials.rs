@@ -10,15 +10,23 @@ use kube::Api;
 use rand::distr::{Alphanumeric, SampleString};
 use serde_json::Value;
 use titan_planner::cell::{Credentials, PostgresPlan, RedisPlan, ServerCredentials, ValidatedCell};
-use titan_planner::object::Kind;
+use titan_planner::object::{CELL_LABEL, Kind, MANAGED_BY, MANAGER};
 use titan_planner::status::Step;
 
 use crate::cell::ReconcileError;
+use crate::cell::postgres::POSTGRES;
 use crate::cluster::LiveObjects;
 use crate::context::Context;
 
 /// 32 letters and digits: 190 bits, and nothing that a connection string would have to escape.
 const PASSWORD_LENGTH: usize = 32;
+
+/// The port of PostgreSQL where nothing else is said.
+pub(super) const POSTGRES_PORT: u16 = 5432;
+/// The Secret of the administrator of a cell's own PostgreSQL, and the keys of its passwords.
+const ADMIN: &str = "postgres-admin";
+const ADMIN_PASSWORD: &str = "password";
+const REPLICATION_PASSWORD: &str = "replication-password";
 
 /// Gathers the cell's credentials. A password that exists in the namespace is kept; one that does not is made, and lives
 /// from the moment its Secret is created. The outer error is worth another try, the inner step is for a person to mend.
@@ -27,19 +35,24 @@ pub(super) async fn gather(
     live: &LiveObjects,
     context: &Context,
 ) -> Result<Result<Credentials, Step>, ReconcileError> {
+    if matches!(cell.postgres, PostgresPlan::Managed { .. })
+        && let Some(step) = lost_password(&cell.name, live)
+    {
+        return Ok(Err(step));
+    }
     let keep_or_make =
         |secret: &str, key: &str| secret_value(live, secret, key).unwrap_or_else(password);
 
     let postgres = match &cell.postgres {
         PostgresPlan::Managed { .. } => ServerCredentials {
             host: format!("postgres.{}", cell.endpoint()),
-            port: 5432,
+            port: POSTGRES_PORT,
             username: "postgres".to_owned(),
-            password: keep_or_make("postgres-admin", "password"),
+            password: keep_or_make(ADMIN, ADMIN_PASSWORD),
             sslmode: "disable".to_owned(),
         },
         PostgresPlan::External { secret_name } => {
-            match external(context, secret_name, 5432).await? {
+            match external(context, secret_name, POSTGRES_PORT).await? {
                 Ok(server) => server,
                 Err(step) => return Ok(Err(step)),
             }
@@ -70,11 +83,27 @@ pub(super) async fn gather(
         postgres,
         redis,
         replication_password: match &cell.postgres {
-            PostgresPlan::Managed { .. } => keep_or_make("postgres-admin", "replication-password"),
+            PostgresPlan::Managed { .. } => keep_or_make(ADMIN, REPLICATION_PASSWORD),
             PostgresPlan::External { .. } => String::new(),
         },
         services,
     }))
+}
+
+/// A PostgreSQL that runs knows the passwords that it was made with, and members that were rolled with others could not log
+/// in. (Redis takes its password from the Secret at each start, so there a new one is as good.)
+fn lost_password(cell: &str, live: &LiveObjects) -> Option<Step> {
+    live.get(Kind::StatefulSet, POSTGRES)?;
+    let lost = |key: &&str| secret_value(live, ADMIN, key).is_none();
+    let key = [ADMIN_PASSWORD, REPLICATION_PASSWORD]
+        .into_iter()
+        .find(lost)?;
+    Some(Step::failed(
+        "PasswordLost",
+        format!(
+            "Secret {cell}/{ADMIN} has no {key}, and the PostgreSQL of the cell was made with one that nothing else knows. Read it from a pod that still runs: kubectl -n {cell} exec postgres-0 -- printenv PATRONI_SUPERUSER_PASSWORD PATRONI_REPLICATION_PASSWORD; and put both back as {ADMIN_PASSWORD} and {REPLICATION_PASSWORD}, with the labels {CELL_LABEL}={cell} and {MANAGED_BY}={MANAGER}"
+        ),
+    ))
 }
 
 fn password() -> String {
@@ -89,7 +118,7 @@ fn secret_value(live: &LiveObjects, secret: &str, key: &str) -> Option<String> {
 }
 
 /// Reads the Secret of an external server from the operator's own namespace.
-async fn external(
+pub(super) async fn external(
     context: &Context,
     name: &str,
     default_port: u16,

@@ -7,29 +7,30 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kube::{Api, ResourceExt};
-use serde_json::json;
 use titan_crds::{Cell, CellStatus, ReclaimPolicy};
 use titan_planner::Observed;
-use titan_planner::cell::{PostgresPlan, ValidatedCell, validate};
+use titan_planner::cell::{ExternalDatabase, NotValid, external_database};
 use titan_planner::object::Kind;
 use titan_planner::status::{Step, deletion_status};
 
 use crate::cell::ReconcileError;
-use crate::cell::credentials::gather;
+use crate::cell::credentials::{POSTGRES_PORT, external};
 use crate::cell::dereference::{Dereferenced, as_ref, dereference};
+use crate::cell::postgres::POSTGRES;
 use crate::cell::report;
 use crate::cluster::{LiveObjects, ObjectClient, Scope, is_forbidden, prune};
 use crate::context::Context;
-use crate::ledger::{System, Write};
+use crate::finalizer::{is_held, release};
 use crate::stores::postgres;
 
 /// Keeps a Cell until what it has outside of Kubernetes is gone.
 pub(super) const FINALIZER: &str = "titan.dev/cell";
 /// Lets a deletion go on although its topics cannot be deleted.
 const ABANDON_TOPICS: &str = "titan.dev/abandon-topics";
+/// Lets a deletion go on although its database on an external server cannot be dropped.
+const ABANDON_DATABASE: &str = "titan.dev/abandon-database";
 
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -38,30 +39,32 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// When something did not work that may work the next time.
 pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, ReconcileError> {
-    if !cell.finalizers().iter().any(|name| name == FINALIZER) {
+    if !is_held(cell, FINALIZER) {
         return Ok(Action::await_change());
     }
     if let Some(step) = take_apart(cell, context).await? {
         let _ = report::write(cell, context, status_of(cell, &step)?).await?;
         return Ok(Action::requeue(AGAIN));
     }
-    release(cell, context).await?;
+    release(cell, FINALIZER, context).await?;
     Ok(Action::await_change())
 }
 
 async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, ReconcileError> {
     let name = cell.name_any();
+    let referred = dereference(cell, context).await;
     let routed = context
         .tables
         .latest(&cell.spec.fleet)
         .is_some_and(|table| table.cells_in_use().contains(name.as_str()));
-    if routed {
+    // Of a fleet that is gone nobody plans the table any more, and nobody is sent by it.
+    let planned = !matches!(referred.fleet, Observed::Absent);
+    if routed && planned {
         return Ok(Some(Step::waiting(
             "Unrouting",
             "waiting for the routing table to let the range go".to_owned(),
         )));
     }
-    let referred = dereference(cell, context).await;
     let delete = cell.spec.reclaim_policy == ReclaimPolicy::Delete;
     if delete && let Some(step) = delete_topics(cell, context, &referred).await? {
         return Ok(Some(step));
@@ -123,11 +126,7 @@ async fn delete_topics(
     referred: &Dereferenced,
 ) -> Result<Option<Step>, ReconcileError> {
     let name = cell.name_any();
-    if cell
-        .annotations()
-        .get(ABANDON_TOPICS)
-        .is_some_and(|value| value == "true")
-    {
+    if is_annotated(cell, ABANDON_TOPICS) {
         tracing::warn!(
             cell = name,
             "leaving the cell's topics in Kafka, as its annotation says"
@@ -173,33 +172,47 @@ async fn drop_external_database(
     referred: &Dereferenced,
     client: &ObjectClient<'_>,
 ) -> Result<Option<Step>, ReconcileError> {
-    let valid: ValidatedCell = match validate(
-        cell,
-        as_ref(&referred.profile),
-        as_ref(&referred.fleet),
-    ) {
-        Ok(valid) => valid,
-        Err(error) => {
-            tracing::warn!(cell = cell.name_any(), %error, "the spec is not valid; if the cell had a database on an external server, it is left there");
-            return Ok(None);
-        }
-    };
-    if !matches!(valid.postgres, PostgresPlan::External { .. }) {
+    let name = cell.name_any();
+    if is_annotated(cell, ABANDON_DATABASE) {
+        tracing::warn!(
+            cell = name,
+            "leaving the cell's database on its external server, if it has one there, as its annotation says"
+        );
         return Ok(None);
     }
-    let live = LiveObjects::read(client).await?;
-    let dropped = match gather(&valid, &live, context).await? {
-        Ok(credentials) => postgres::drop_database(
-            &credentials.postgres,
-            &valid.database(),
-            context.ledger.as_ref(),
-        )
-        .await
-        .map_err(|error| match error {
-            crate::stores::StoreError::Interrupted(interrupted) => Err(interrupted),
-            error => Ok(error.to_string()),
-        }),
-        Err(_) => Err(Ok("the Secret of the server is gone".to_owned())),
+    let ExternalDatabase {
+        secret_name,
+        database,
+    } = match external_database(cell, as_ref(&referred.profile)) {
+        Ok(Some(external)) => external,
+        Ok(None) => return Ok(None),
+        Err(NotValid::Waiting(invalid)) => {
+            return Ok(Some(Step::waiting(invalid.reason, invalid.message)));
+        }
+        Err(NotValid::Invalid(invalid)) => {
+            let own = client.get(Kind::StatefulSet, POSTGRES).await?;
+            if own.is_some_and(|live| live.is_ours(&name)) {
+                return Ok(None);
+            }
+            return Ok(Some(Step::failed(
+                "DatabaseNotDropped",
+                format!(
+                    "whether the cell has a database on an external server cannot be told: {}. Put that right, or set the annotation {ABANDON_DATABASE}: \"true\" to leave what there may be",
+                    invalid.message
+                ),
+            )));
+        }
+    };
+    let server = external(context, &secret_name, POSTGRES_PORT).await?;
+    let dropped = match server {
+        Ok(server) => postgres::drop_database(&server, &database, context.ledger.as_ref())
+            .await
+            .map_err(|error| match error {
+                crate::stores::StoreError::Interrupted(interrupted) => Err(interrupted),
+                error => Ok(error.to_string()),
+            }),
+        Err(Step::Failed { message, .. }) => Err(Ok(message)),
+        Err(step) => return Ok(Some(step)),
     };
     match dropped {
         Ok(_) => Ok(None),
@@ -207,11 +220,16 @@ async fn drop_external_database(
         Err(Ok(problem)) => Ok(Some(Step::failed(
             "DatabaseNotDropped",
             format!(
-                "database {} on the external server could not be dropped: {problem}. Mend the server, or set reclaimPolicy: Retain to leave the database",
-                valid.database()
+                "database {database} on the external server could not be dropped: {problem}. Mend the server, or set the annotation {ABANDON_DATABASE}: \"true\" to leave the database"
             ),
         ))),
     }
+}
+
+fn is_annotated(cell: &Cell, annotation: &str) -> bool {
+    cell.annotations()
+        .get(annotation)
+        .is_some_and(|value| value == "true")
 }
 
 fn status_of(cell: &Cell, step: &Step) -> Result<CellStatus, ReconcileError> {
@@ -221,26 +239,4 @@ fn status_of(cell: &Cell, step: &Step) -> Result<CellStatus, ReconcileError> {
         .ok_or(ReconcileError::Malformed("generation"))?;
     let now = Time(Timestamp::now());
     Ok(deletion_status(cell.status.as_ref(), generation, now, step))
-}
-
-async fn release(cell: &Cell, context: &Context) -> Result<(), ReconcileError> {
-    let name = cell.name_any();
-    let finalizers: Vec<&String> = cell
-        .finalizers()
-        .iter()
-        .filter(|finalizer| *finalizer != FINALIZER)
-        .collect();
-    let patch = json!({ "metadata": {
-        "finalizers": finalizers,
-        "resourceVersion": cell.resource_version(),
-    }});
-    Api::<Cell>::all(context.client.clone())
-        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
-    context.ledger.record(Write {
-        system: System::Kubernetes,
-        verb: "release",
-        target: format!("Cell {name}"),
-    })?;
-    Ok(())
 }

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::stores::patroni::{MemberView, forget_lost_data, hasten_failover, reconfigure};
 
 /// The name of the StatefulSet, which is also Patroni's scope.
-const POSTGRES: &str = "postgres";
+pub(super) const POSTGRES: &str = "postgres";
 
 /// Carries changed settings over, lets a standby take over at once where the leader's pod is gone, and lets a database
 /// begin anew whose data went with its pods, which is a step of its own for people to see. Asks for no pods while every

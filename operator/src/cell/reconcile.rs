@@ -6,10 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use kube::{Api, ResourceExt};
-use serde_json::json;
 use titan_crds::{Cell, ConditionType, ServiceStatus};
 use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
@@ -37,7 +35,8 @@ use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune,
 };
 use crate::context::Context;
-use crate::ledger::{System, Write};
+use crate::finalizer::hold;
+use crate::ledger::System;
 use crate::stores::postgres::OwnershipRow;
 use crate::stores::{StoreError, kafka, postgres};
 
@@ -90,7 +89,8 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
             Reported::Outdated => Action::requeue(SHORTLY),
         });
     }
-    let cell = hold(cell, &context).await?;
+    // From here on there may be things outside of Kubernetes.
+    let cell = hold(cell, FINALIZER, &context).await?;
     let result = drive(&cell, &context, &mut progress).await;
     if let Err(error) = &result {
         if error.is_interruption() {
@@ -110,32 +110,6 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
             _ => Err(error),
         },
     }
-}
-
-/// Puts the finalizer on: from here on there may be things outside of Kubernetes.
-async fn hold(cell: Arc<Cell>, context: &Context) -> Result<Arc<Cell>, ReconcileError> {
-    if cell.finalizers().iter().any(|name| name == FINALIZER) {
-        return Ok(cell);
-    }
-    let name = cell.name_any();
-    let mut finalizers = cell.finalizers().to_vec();
-    finalizers.push(FINALIZER.to_owned());
-    let patch = json!({ "metadata": {
-        "finalizers": finalizers,
-        "resourceVersion": cell.resource_version(),
-    }});
-    let held = Api::<Cell>::all(context.client.clone())
-        .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
-    context
-        .echoes
-        .note(held.metadata.resource_version.as_deref());
-    context.ledger.record(Write {
-        system: System::Kubernetes,
-        verb: "hold",
-        target: format!("Cell {name}"),
-    })?;
-    Ok(Arc::new(held))
 }
 
 async fn drive(

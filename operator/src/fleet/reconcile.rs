@@ -11,19 +11,27 @@ use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use titan_crds::{Cell, CellFleet, CellFleetStatus, ConditionType};
 use titan_planner::condition::is_true;
-use titan_planner::fleet::{CellView, FleetStatusInput, fleet_status, missing_cells};
+use titan_planner::fleet::{
+    CellView, FleetStatusInput, TemplateReport, fleet_status, missing_cells,
+};
+use titan_routing::RoutingTable;
 
 use crate::attempt::jitter;
 use crate::cell::ReconcileError;
 use crate::cluster::is_conflict;
 use crate::context::Context;
+use crate::finalizer::{hold, is_held, release};
 use crate::fleet::commit::commit;
 use crate::ledger::{System, Write};
 
 const RESYNC: Duration = Duration::from_mins(10);
 const PARALLEL_CREATES: usize = 8;
 
-/// Makes the cells of the template, commits the routing table and sums the fleet up.
+/// Keeps a CellFleet while Cells name it: somebody has to take their rows out of the table, and to know their Kafka.
+const FINALIZER: &str = "titan.dev/fleet";
+
+/// Makes the cells of the template, commits the routing table and sums the fleet up. A fleet that is being deleted makes no
+/// cells any more, and goes when its last cell has.
 ///
 /// # Errors
 /// When something did not work that may work the next time.
@@ -31,9 +39,15 @@ pub async fn reconcile(
     fleet: Arc<CellFleet>,
     context: Arc<Context>,
 ) -> Result<Action, ReconcileError> {
-    if fleet.metadata.deletion_timestamp.is_some() {
+    let deleting = fleet.metadata.deletion_timestamp.is_some();
+    if deleting && !is_held(fleet.as_ref(), FINALIZER) {
         return Ok(Action::await_change());
     }
+    let fleet = if deleting {
+        fleet
+    } else {
+        hold(fleet, FINALIZER, &context).await?
+    };
     let name = fleet.name_any();
     let cells: Vec<Arc<Cell>> = context
         .cells
@@ -41,7 +55,11 @@ pub async fn reconcile(
         .into_iter()
         .filter(|cell| cell.spec.fleet == name)
         .collect();
-    let template = missing_cells(&name, &fleet.spec, cells.iter().map(AsRef::as_ref));
+    let template = if deleting {
+        Ok(TemplateReport::default())
+    } else {
+        missing_cells(&name, &fleet.spec, cells.iter().map(AsRef::as_ref))
+    };
     let missing = template
         .as_ref()
         .map_or(&[][..], |template| &template.missing);
@@ -51,8 +69,21 @@ pub async fn reconcile(
         .iter()
         .filter_map(|cell| CellView::of(cell, &fleet.spec.cluster_domain))
         .collect();
-    let committed = commit(&fleet, views, &context).await?;
-    tracing::trace!(fleet = name, report = %committed.report, "planned");
+    let committed = commit(&fleet, views, &context).await;
+    if let Err(error) = &committed
+        && (error.is_interruption() || is_somebody_elses(error))
+    {
+        return committed.map(|_| Action::await_change());
+    }
+    let routed = |table: &RoutingTable| !table.cells_in_use().is_empty();
+    if deleting
+        && committed.is_ok()
+        && cells.is_empty()
+        && !context.tables.latest(&name).is_some_and(|it| routed(&it))
+    {
+        release(fleet.as_ref(), FINALIZER, &context).await?;
+        return Ok(Action::await_change());
+    }
 
     let is_ready = |cell: &&Arc<Cell>| {
         let status = cell.status.as_ref();
@@ -68,10 +99,20 @@ pub async fn reconcile(
         cells: cells.len() + missing.len(),
         ready: cells.iter().filter(is_ready).count(),
         template: template.as_ref(),
-        epoch: committed.epoch,
+        committed: committed
+            .as_ref()
+            .map(|committed| committed.epoch)
+            .map_err(ToString::to_string),
     });
     report(&fleet, &context, status).await?;
+    let committed = committed?;
+    tracing::trace!(fleet = name, report = %committed.report, "planned");
     Ok(Action::requeue(jitter(RESYNC)))
+}
+
+/// Whether another operator committed first; this one plans again, which is no news for anybody.
+fn is_somebody_elses(error: &ReconcileError) -> bool {
+    matches!(error, ReconcileError::Kube(error) if is_conflict(error))
 }
 
 async fn create(missing: &[Cell], context: &Context) -> Result<(), ReconcileError> {

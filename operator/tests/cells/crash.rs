@@ -67,7 +67,7 @@ struct Clean {
     essence: BTreeMap<String, Value>,
 }
 
-/// Creates and deletes a cell in a world of its own, with a crash after the k-th write of either.
+/// Creates a cell and deletes it with its fleet in a world of its own, with a crash after the k-th write of either.
 async fn crash_after(k: usize, clean: &Clean) {
     let world = World::new(&format!("crash-{k:02}")).await;
     world.create::<Cell>(world.cell(1)).await;
@@ -86,6 +86,7 @@ async fn crash_after(k: usize, clean: &Clean) {
     let essence = world.essence(1).await;
     assert_eq!(essence, clean.essence, "creation, crash after write {k}");
 
+    world.delete_fleet().await;
     world.delete_cell(1).await;
     let writes = run(&world, Some(k)).await;
     let twice = excess(&counts(&writes, &name), &clean.down);
@@ -94,7 +95,7 @@ async fn crash_after(k: usize, clean: &Clean) {
         "deletion, crash after write {k}: {twice:#?}"
     );
     assert!(
-        world.get_cell(1).await.is_none(),
+        world.get_cell(1).await.is_none() && world.get_fleet().await.is_none(),
         "deletion, crash after write {k}"
     );
 }
@@ -105,6 +106,7 @@ async fn a_crash_after_any_write_changes_nothing() {
     world.create::<Cell>(world.cell(1)).await;
     let clean_up = run(&world, None).await;
     let essence = world.essence(1).await;
+    world.delete_fleet().await;
     world.delete_cell(1).await;
     let clean_down = run(&world, None).await;
     let name = world.cell_name(1);

@@ -229,6 +229,20 @@ impl World {
             .unwrap();
     }
 
+    pub async fn delete_fleet(&self) {
+        Api::<CellFleet>::all(self.client.clone())
+            .delete(&self.name, &DeleteParams::default())
+            .await
+            .unwrap();
+    }
+
+    pub async fn get_fleet(&self) -> Option<CellFleet> {
+        Api::<CellFleet>::all(self.client.clone())
+            .get_opt(&self.name)
+            .await
+            .unwrap()
+    }
+
     pub async fn get_cell(&self, number: i64) -> Option<Cell> {
         Api::<Cell>::all(self.client.clone())
             .get_opt(&self.cell_name(number))
@@ -331,11 +345,14 @@ impl World {
     }
 
     async fn is_deleting(&self) -> bool {
-        self.view()
-            .await
-            .cells
+        let View { cells, fleets, .. } = self.view().await;
+        cells
             .iter()
             .any(|cell| cell.metadata.deletion_timestamp.is_some() && !cell.spec.paused)
+            || cells.is_empty()
+                && fleets
+                    .iter()
+                    .any(|fleet| fleet.metadata.deletion_timestamp.is_some())
     }
 
     /// Completes every Job and readies every Deployment of the test's cells. Whether there was anything to do.

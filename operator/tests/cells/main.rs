@@ -15,6 +15,7 @@
 #[path = "../stores/book.rs"]
 mod book;
 mod crash;
+mod deletion;
 mod fields;
 mod harness;
 mod lifecycle;

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use titan_crds::Cell;
+use titan_planner::object::Kind;
 
 use crate::book::Book;
 use crate::harness::{World, condition};
@@ -109,4 +110,38 @@ async fn lost_data_is_forgotten_only_when_every_member_says_that_it_has_none() {
     assert!(!made().await, "nobody leads, and nobody has data");
     let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
     assert!(ready.contains("DataLost"), "{ready}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_was_lost_is_not_made_anew() {
+    let (world, _, _) = world("password").await;
+    let namespace = world.cell_name(1);
+    let secrets = Api::<Secret>::namespaced(world.client.clone(), &namespace);
+    let mut kept = secrets.get("postgres-admin").await.unwrap();
+    secrets
+        .delete("postgres-admin", &DeleteParams::default())
+        .await
+        .unwrap();
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
+    assert!(ready.starts_with("False/PasswordLost"), "{ready}");
+    assert!(ready.contains("PATRONI_SUPERUSER_PASSWORD"), "{ready}");
+    assert!(secrets.get_opt("postgres-admin").await.unwrap().is_none());
+    let sets = world.api(&namespace, Kind::StatefulSet);
+    let generation = sets.get("postgres").await.unwrap().metadata.generation;
+    assert_eq!(generation, Some(1), "no member is rolled");
+
+    kept.metadata = ObjectMeta {
+        name: kept.metadata.name,
+        labels: kept.metadata.labels,
+        ..ObjectMeta::default()
+    };
+    let password = kept.data.clone().unwrap()["password"].clone();
+    secrets.create(&PostParams::default(), &kept).await.unwrap();
+    world.settle(&Arc::new(Book::new())).await.unwrap();
+    let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
+    assert!(!ready.contains("PasswordLost"), "{ready}");
+    let after = secrets.get("postgres-admin").await.unwrap();
+    assert_eq!(after.data.unwrap()["password"], password);
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
-use titan_crds::{Cell, RoutingTable, ServiceProfile};
+use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
 use titan_planner::object::Kind;
 
 use crate::book::Book;
@@ -142,32 +143,78 @@ async fn an_edited_routing_table_is_put_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kafka_that_is_gone_does_not_hold_a_deletion_for_ever() {
-    let world = World::new("kafkaless").await;
+async fn a_table_that_cannot_be_committed_is_told() {
+    let world = World::new("committed").await;
     world.create::<Cell>(world.cell(1)).await;
     let book = Arc::new(Book::new());
     world.settle(&book).await.unwrap();
-    world
-        .patch::<titan_crds::CellFleet>(
-            &world.name,
-            json!({"spec": {"kafka": {"bootstrap": "127.0.0.1:1"}}}),
-        )
-        .await;
-    world.delete_cell(1).await;
-    for _ in 0..4 {
+    let good = world.table().await.unwrap();
+    let tables = kube::Api::<RoutingTable>::all(world.client.clone());
+    let set = async |epoch: i64| {
+        let edit = Patch::Merge(json!({"spec": {"epoch": epoch}}));
+        tables
+            .patch(&world.name, &PatchParams::default(), &edit)
+            .await
+    };
+    let refused = set(i64::MAX).await.unwrap_err().to_string();
+    assert!(refused.contains("spec.epoch"), "{refused}");
+
+    // As large as the schema lets it be: nothing comes after that.
+    set(1 << 53).await.unwrap();
+    for _ in 0..2 {
         world.round(&world.view().await, &book).await.unwrap();
     }
+    let fleet = world.get_fleet().await.unwrap().status.unwrap();
+    let ready = &fleet.conditions[0];
+    assert_eq!(
+        (ready.status.as_str(), ready.reason.as_str()),
+        ("False", "CommitFailed")
+    );
+    assert!(ready.message.contains("epoch"), "{}", ready.message);
+    assert_eq!(fleet.epoch, Some(good.spec.epoch), "that one is in force");
+
+    tables
+        .delete(&world.name, &DeleteParams::default())
+        .await
+        .unwrap();
+    world.settle(&book).await.unwrap();
+    let fleet = world.get_fleet().await.unwrap().status.unwrap();
+    assert_eq!(fleet.conditions[0].reason, "CellsReady");
+    let mended = world.table().await.unwrap();
+    assert_eq!(mended.spec.assignments, good.spec.assignments);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_waits_for_kafka_and_goes_on_by_itself() {
+    let world = World::new("awaits").await;
+    let kafka = world.fleet()["spec"]["kafka"].clone();
+    let nowhere = json!({"spec": {"kafka": {"bootstrap": "127.0.0.1:1"}}});
+    world.patch::<CellFleet>(&world.name, nowhere).await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
     let cell = world.get_cell(1).await.unwrap();
     let ready = condition(&cell, "Ready");
-    assert!(ready.starts_with("False/TopicsNotDeleted"), "{ready}");
-    assert!(ready.contains("abandon-topics"), "{ready}");
+    assert!(ready.starts_with("Unknown/KafkaUnreachable"), "{ready}");
+    assert_eq!(condition(&cell, "Stalled"), "absent");
 
     world
-        .patch::<Cell>(
-            &world.cell_name(1),
-            json!({"metadata": {"annotations": {"titan.dev/abandon-topics": "true"}}}),
-        )
+        .patch::<CellFleet>(&world.name, json!({"spec": {"kafka": kafka}}))
         .await;
     world.settle(&book).await.unwrap();
-    assert!(world.get_cell(1).await.is_none());
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(condition(&cell, "Ready").starts_with("True/"));
+
+    // What Kafka cannot do to a topic is told, and holds nothing up.
+    let mut services = world.profile()["spec"]["services"].clone();
+    services[1]["topics"][0]["partitions"] = json!(1);
+    world
+        .patch::<ServiceProfile>(&world.name, json!({"spec": {"services": services}}))
+        .await;
+    world.settle(&book).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(condition(&cell, "Ready").starts_with("True/"));
+    let topics = condition(&cell, "TopicsReady");
+    assert!(topics.starts_with("True/"), "{topics}");
+    assert!(topics.contains("never taken away"), "{topics}");
 }

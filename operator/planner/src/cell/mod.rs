@@ -15,6 +15,6 @@ pub use model::{
     ServiceSchema, StoreStorage, ValidatedCell, ValidatedService,
 };
 pub use render::{render, render_objects};
-pub use validate::{NotValid, key_range, validate};
+pub use validate::{ExternalDatabase, NotValid, external_database, key_range, validate};
 
 pub use crate::object::{covers, drift};

@@ -219,11 +219,16 @@ pub struct Desired {
     pub objects: Vec<Object>,
 }
 
+/// The name of the database of a cell.
+pub(super) fn database_name(cell: &str) -> String {
+    cell.replace('-', "_")
+}
+
 impl ValidatedCell {
     /// The name of the cell's database.
     #[must_use]
     pub fn database(&self) -> String {
-        self.name.replace('-', "_")
+        database_name(&self.name)
     }
 
     /// The DNS suffix under which the cell's services are found.

@@ -54,8 +54,8 @@ pub struct FleetStatusInput<'a> {
     pub ready: usize,
     /// What the template asks for, or why it cannot be had.
     pub template: Result<&'a TemplateReport, &'a Invalid>,
-    /// The epoch of the committed table.
-    pub epoch: Epoch,
+    /// The epoch of the committed table, or why the next one could not be committed.
+    pub committed: Result<Epoch, String>,
 }
 
 /// The status of a fleet.
@@ -68,7 +68,7 @@ pub fn fleet_status(input: FleetStatusInput<'_>) -> CellFleetStatus {
         cells,
         ready,
         template,
-        epoch,
+        committed,
     } = input;
     let before = fleet.status.as_ref();
     let writer = Conditions {
@@ -76,19 +76,36 @@ pub fn fleet_status(input: FleetStatusInput<'_>) -> CellFleetStatus {
         generation,
         now,
     };
-    let (status, companion, reason, message) = match template {
-        Err(invalid) => (
+    let deleting = fleet.metadata.deletion_timestamp.is_some();
+    let working = Some(ConditionType::Reconciling);
+    let (status, companion, reason, message) = match (&committed, template) {
+        // Impaired, as the contract has it: the last table that was committed is served on.
+        (Err(error), _) => (
+            "False",
+            None,
+            "CommitFailed",
+            format!(
+                "the next routing table could not be committed and the last one stays in force: {error}"
+            ),
+        ),
+        (Ok(_), _) if deleting => (
+            "Unknown",
+            working,
+            "CellsRemain",
+            format!("the fleet goes with the last of its cells, of which there are {cells}"),
+        ),
+        (Ok(_), Err(invalid)) => (
             "False",
             Some(ConditionType::Stalled),
             invalid.reason,
             invalid.message.clone(),
         ),
-        Ok(template) if ready == cells => {
+        (Ok(_), Ok(template)) if ready == cells => {
             ("True", None, "CellsReady", summary(ready, cells, template))
         }
-        Ok(template) => (
+        (Ok(_), Ok(template)) => (
             "Unknown",
-            Some(ConditionType::Reconciling),
+            working,
             "CellsNotReady",
             summary(ready, cells, template),
         ),
@@ -100,7 +117,11 @@ pub fn fleet_status(input: FleetStatusInput<'_>) -> CellFleetStatus {
         conditions,
         cells: i32::try_from(cells).unwrap_or(i32::MAX),
         ready_cells: i32::try_from(ready).unwrap_or(i32::MAX),
-        epoch: Some(epoch.0),
+        // Where nothing was committed, what was said before still holds.
+        epoch: match committed {
+            Ok(epoch) => Some(epoch.0),
+            Err(_) => before.and_then(|status| status.epoch),
+        },
     }
 }
 

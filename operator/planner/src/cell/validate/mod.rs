@@ -9,11 +9,11 @@ mod stores;
 
 use titan_crds::{
     Cell, CellFleet, CellFleetSpec, CellSpec, Failover, FailoverMode, Images, Kafka, Placement,
-    PullPolicy, ServiceProfile, ServiceProfileSpec, UserRange,
+    Postgres, PullPolicy, ServiceProfile, ServiceProfileSpec, UserRange,
 };
 use titan_routing::{Key, KeyRange};
 
-use super::model::{Invalid, ServiceSchema, ValidatedCell};
+use super::model::{Invalid, ServiceSchema, ValidatedCell, database_name};
 use crate::Observed;
 
 /// Why there is no validated cell.
@@ -83,25 +83,7 @@ pub fn validate(
             .into());
         }
     };
-    let profile = match profile {
-        Observed::Known(profile) => &profile.spec,
-        Observed::Unknown => {
-            return Err(NotValid::Waiting(invalid(
-                "ProfileUnknown",
-                format!("the ServiceProfile {profile_name} could not be read; it is tried again"),
-            )));
-        }
-        Observed::Absent => {
-            return Err(invalid(
-                "ProfileNotFound",
-                format!(
-                    "there is no ServiceProfile {profile_name}, which spec.profile names; create it, or name one that \
-                     `kubectl get serviceprofiles` lists"
-                ),
-            )
-            .into());
-        }
-    };
+    let profile = known_profile(profile_name, profile)?;
     let CellFleetSpec {
         // How ids become keys concerns routers and the routing table, not the objects of a cell.
         keyspace: _,
@@ -134,7 +116,7 @@ pub fn validate(
         repository,
     })?;
     let services = order::topological(profile_name, resolved)?;
-    let database = name.replace('-', "_");
+    let database = database_name(&name);
     let schemas = schemas(&database, &services)?;
     let topics = services::topics(&name, profile_name, entries, *replication_factor)?;
 
@@ -165,6 +147,60 @@ pub fn validate(
         topics,
         name,
     })
+}
+
+fn known_profile<'a>(
+    name: &str,
+    profile: Observed<&'a ServiceProfile>,
+) -> Result<&'a ServiceProfileSpec, NotValid> {
+    match profile {
+        Observed::Known(profile) => Ok(&profile.spec),
+        Observed::Unknown => Err(NotValid::Waiting(invalid(
+            "ProfileUnknown",
+            format!("the ServiceProfile {name} could not be read; it is tried again"),
+        ))),
+        Observed::Absent => Err(invalid(
+            "ProfileNotFound",
+            format!(
+                "there is no ServiceProfile {name}, which spec.profile names; create it, or name one that \
+                 `kubectl get serviceprofiles` lists"
+            ),
+        )
+        .into()),
+    }
+}
+
+/// A cell's database on a server that is not the cell's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalDatabase {
+    /// The Secret that names the server.
+    pub secret_name: String,
+    /// The database.
+    pub database: String,
+}
+
+/// The database that a cell has on an external server, whatever else of the cell is not valid: it has to be found to be
+/// dropped.
+///
+/// # Errors
+/// When that is up to the profile, and the profile could not be looked at or is not there.
+pub fn external_database(
+    cell: &Cell,
+    profile: Observed<&ServiceProfile>,
+) -> Result<Option<ExternalDatabase>, NotValid> {
+    let own = cell.spec.databases.postgres.as_ref();
+    let decided = match own.filter(|own| **own != Postgres::default()) {
+        Some(own) => Some(own),
+        None => known_profile(&cell.spec.profile, profile)?
+            .databases
+            .postgres
+            .as_ref(),
+    };
+    let server = decided.and_then(|postgres| postgres.external.as_ref());
+    Ok(server.map(|server| ExternalDatabase {
+        secret_name: server.secret_name.clone(),
+        database: database_name(cell.metadata.name.as_deref().unwrap_or_default()),
+    }))
 }
 
 fn cell_name(cell: &Cell) -> Result<String, Invalid> {
