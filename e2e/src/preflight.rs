@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, bail};
 use nix::sys::statvfs::statvfs;
@@ -10,7 +11,7 @@ use titan_testbed::cache;
 
 use crate::cluster::part::Record;
 use crate::cluster::{BRIDGE, NODE_IP, PARTS, PORTS, network};
-use crate::{paths, tools};
+use crate::{paths, shell, tools};
 
 /// Free space that a machine with an empty cache needs.
 const DISK_GIB: u64 = 15;
@@ -74,27 +75,14 @@ fn tools_problems() -> Vec<String> {
             "go",
             "install Go 1.24 or later from https://go.dev/dl, and have its bin folder in PATH",
         ),
-        ("java", "apt-get install openjdk-17-jre-headless"),
-        ("mvn", "apt-get install maven"),
         ("setpriv", "apt-get install util-linux"),
     ] {
-        if on_path(program).is_none() {
+        if shell::on_path(program).is_none() {
             problems.push(format!("no {program}: {how}"));
         }
     }
-    let packages = tools::missing_packages();
-    if !packages.is_empty() {
-        let list = packages.join(" ");
-        if on_path("apt-get").is_none() {
-            problems.push(format!(
-                "no apt-get: use a Debian-like system, or install by hand what these bring: {list}"
-            ));
-        } else if !Uid::effective().is_root() {
-            problems.push(format!(
-                "not root, so packages cannot be installed: apt-get install {list}"
-            ));
-        }
-    }
+    problems.extend(old_go());
+    problems.extend(tools::packages_problem(&tools::missing_packages()));
     let cache = existing(&cache::root());
     if let Ok(space) = statvfs(&cache) {
         let free = (space.blocks_available() * space.fragment_size()) >> 30;
@@ -118,11 +106,47 @@ fn existing(path: &Path) -> PathBuf {
         .to_owned()
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+/// Go fetches the version that a module asks for by itself, but only from a certain version of its own on.
+const OLDEST_GO: (u32, u32) = (1, 24);
+
+fn old_go() -> Option<String> {
+    let said = shell::output(&mut shell::command(&["go", "version"])).ok()?;
+    (go_version(&said)? < OLDEST_GO).then(|| {
+        let (major, minor) = OLDEST_GO;
+        format!(
+            "{} is too old: install Go {major}.{minor} or later from https://go.dev/dl",
+            said.trim()
+        )
+    })
+}
+
+/// Major and minor version in `go version go1.26.8 linux/amd64`.
+fn go_version(said: &str) -> Option<(u32, u32)> {
+    let version = said.split_whitespace().nth(2)?.strip_prefix("go")?;
+    let mut parts = version.split('.').map_while(|part| part.parse().ok());
+    Some((parts.next()?, parts.next()?))
+}
+
+/// Checks for what installing into a cluster of the user's needs, which must answer.
+pub fn for_context(context: &str) -> Result<()> {
+    let mut problems = Vec::new();
+    for program in ["kubectl", "helm"] {
+        if shell::client(program).is_none() && shell::on_path("go").is_none() {
+            problems.push(format!(
+                "no {program}, and no Go to build it with: install one of them"
+            ));
+        }
+    }
+    if let Some(kubectl) = shell::client("kubectl") {
+        let mut version = Command::new(kubectl);
+        version.args(["--context", context, "version", "--request-timeout=10s"]);
+        if let Err(error) = shell::output(&mut version) {
+            problems.push(format!(
+                "context {context} does not answer: {error:#}; `kubectl config get-contexts` lists what there is"
+            ));
+        }
+    }
+    report(&problems)
 }
 
 /// Ports of ours that somebody else holds.
@@ -258,6 +282,14 @@ mod tests {
             parse_listener(&format!("{}:192B", "0".repeat(32)), 6443).as_deref(),
             Some("0.0.0.0")
         );
+    }
+
+    #[test]
+    fn gos_version_is_read() {
+        assert_eq!(go_version("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(go_version("go version go1.9 linux/amd64"), Some((1, 9)));
+        assert!(go_version("go version go1.9 linux/amd64") < Some(OLDEST_GO));
+        assert_eq!(go_version("go version devel +abc"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Running commands to their end.
 
 use std::fs::{self, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +18,19 @@ pub fn line(command: &Command) -> String {
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
     words.join(" ")
+}
+
+/// The program on the PATH.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// kubectl or helm for a cluster of the user's: the user's own, else ours.
+pub fn client(program: &str) -> Option<PathBuf> {
+    on_path(program).or_else(|| cache::find(program).ok())
 }
 
 /// A command from words: the program and its arguments.

@@ -38,6 +38,10 @@ pub struct Up {
     /// With --context: the images' tag
     #[arg(long, value_name = "TAG", requires = "context", default_value = "dev")]
     pub tag: String,
+    /// With --context: let the router believe every x-titan-key, as the local cluster's does, so that it can be called
+    /// without a token; not where others can reach it
+    #[arg(long, requires = "context")]
+    pub trust_everybody: bool,
 }
 
 impl Up {
@@ -50,6 +54,7 @@ impl Up {
             kafka: None,
             images: "titan".to_owned(),
             tag: "dev".to_owned(),
+            trust_everybody: false,
         }
     }
 }
@@ -66,10 +71,10 @@ pub fn prepare(progress: &Progress) -> Result<()> {
 /// Runs it.
 pub fn run(progress: &Progress, options: &Up) -> Result<()> {
     if let (Some(context), Some(kafka)) = (&options.context, &options.kafka) {
-        preflight::for_tools()?;
-        tools::ensure(progress)?;
+        preflight::for_context(context)?;
+        tools::ensure_clients(progress)?;
         let target = Target::Context(context.clone());
-        return install(progress, &target, &options.images, &options.tag, kafka);
+        return install(progress, &target, options, kafka);
     }
     preflight::for_cluster()?;
     progress.line(&preflight::logs_hint());
@@ -90,34 +95,24 @@ pub fn run(progress: &Progress, options: &Up) -> Result<()> {
         return Ok(());
     }
     let kafka = format!("kafka.titan-system.svc:{}", cluster::KAFKA_PORT);
-    install(
-        progress,
-        &Target::Local,
-        &options.images,
-        &options.tag,
-        &kafka,
-    )
+    install(progress, &Target::Local, options, &kafka)
 }
 
-fn install(
-    progress: &Progress,
-    target: &Target,
-    repository: &str,
-    tag: &str,
-    kafka: &str,
-) -> Result<()> {
+fn install(progress: &Progress, target: &Target, options: &Up, kafka: &str) -> Result<()> {
     let install = Install {
-        repository,
-        tag,
+        repository: &options.images,
+        tag: &options.tag,
         kafka,
-        run: install::fingerprint(tag),
+        // Nobody but this machine reaches the local cluster, and nobody issues tokens there.
+        trust_everybody: options.trust_everybody || matches!(target, Target::Local),
+        run: install::fingerprint(&options.tag),
     };
     progress.step("chart titan", |_| install.chart(target))?;
     progress.step("operator available", |_| {
         install.wait_available(target, "deployment/titan-operator")
     })?;
     progress.step("examples/quickstart", |_| {
-        apply_quickstart(target, repository, kafka)
+        apply_quickstart(target, options, kafka)
     })?;
     progress.step("cell-001 Ready", |step| {
         let mut wait = target.kubectl(&[
@@ -136,40 +131,56 @@ fn install(
     let seconds = progress.elapsed().as_secs_f64();
     progress.line(&format!(
         "\ncell-001 is Ready after {seconds:.0} s. {}",
-        next(target)
+        next(target, install.trust_everybody)
     ));
     Ok(())
 }
 
 /// What to try next, ready to be pasted.
-fn next(target: &Target) -> String {
-    let jsonpath = "jsonpath={.spec.clusterIP}";
-    let mut service = target.kubectl(&[
-        "get",
-        "service/cell-router",
-        "-n",
-        "titan-system",
-        "-o",
-        jsonpath,
-    ]);
-    let router = shell::output(&mut service).unwrap_or_else(|_| "localhost".to_owned());
-    let environment = match target {
-        Target::Local => "export KUBECONFIG=$(cargo titan kubeconfig)\n  ",
-        Target::Context(_) => "",
+fn next(target: &Target, trusting: bool) -> String {
+    let (setting, router) = match target {
+        Target::Local => {
+            let mut service = target.kubectl(&[
+                "get",
+                "service/cell-router",
+                "-n",
+                "titan-system",
+                "-o",
+                "jsonpath={.spec.clusterIP}",
+            ]);
+            let address = shell::output(&mut service).unwrap_or_else(|_| "localhost".to_owned());
+            let tools = cache::root().join("tools");
+            (
+                format!(
+                    "export KUBECONFIG=$(cargo titan kubeconfig) PATH=\"$PATH:$(printf '%s:' {}/*)\"",
+                    tools.display()
+                ),
+                address,
+            )
+        }
+        Target::Context(context) => (
+            format!(
+                "kubectl config use-context {context}\n  kubectl -n titan-system port-forward service/cell-router 8080 &"
+            ),
+            "localhost".to_owned(),
+        ),
     };
-    let tools = cache::root().join("tools");
+    let key = if trusting {
+        "x-titan-key: 42"
+    } else {
+        "authorization: Bearer $TOKEN"
+    };
     format!(
-        "Next, after\n\n  {environment}export PATH=\"$PATH:$(printf '%s:' {}/*)\"\n\nlook at it, ask user 42 for orders, \
-         and add two cells:\n\n  kubectl get cells && kubectl get pods -n cell-001\n  \
+        "Next, after\n\n  {setting}\n\nlook at it, ask user 42 for orders, and add two cells:\n\n  \
+         kubectl get cells && kubectl get pods -n cell-001\n  \
          grpcurl -plaintext -import-path cell-services/proto/proto -proto titan/order/v1/order.proto \
-         -H 'x-titan-key: 42' {router}:8080 titan.order.v1.OrderService/List\n  \
+         -H \"{key}\" {router}:8080 titan.order.v1.OrderService/List\n  \
          kubectl apply -f examples/two-cells && kubectl get cells --watch",
-        tools.display(),
     )
 }
 
 /// Applies the examples as they are, but for where Kafka and the images are.
-fn apply_quickstart(target: &Target, repository: &str, kafka: &str) -> Result<()> {
+fn apply_quickstart(target: &Target, options: &Up, kafka: &str) -> Result<()> {
     let examples = paths::repository().join("examples/quickstart");
     for file in ["profile.yaml", "fleet.yaml", "cell.yaml"] {
         let path = examples.join(file);
@@ -179,7 +190,7 @@ fn apply_quickstart(target: &Target, repository: &str, kafka: &str) -> Result<()
             serde_yaml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
         if file == "fleet.yaml" {
             object["spec"]["kafka"]["bootstrap"] = kafka.into();
-            object["spec"]["images"]["repository"] = repository.into();
+            object["spec"]["images"]["repository"] = options.images.as_str().into();
         }
         let changed = temporary(file);
         shell::write_if_changed(&changed, &serde_yaml::to_string(&object)?)?;

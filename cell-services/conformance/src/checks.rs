@@ -18,7 +18,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::cell::{Cell, CellOptions, MINE, OTHERS, key, last_key, with_key};
-use crate::http;
+use crate::{http, shipped};
 
 /// A sample mutation of the service: it takes effect when its first two arguments are new, and answers with its
 /// encoded message and metadata. Another `variant` is another request.
@@ -30,6 +30,7 @@ pub type Mutation =
 /// # Errors
 /// Names the promise that is broken.
 pub async fn passes(service: &'static Service, mutation: Mutation) -> Result<()> {
+    shipped::agrees(service).context("what ships says the same of it")?;
     not_ready_before_migrations(service)
         .await
         .context("readiness waits for migrations")?;

@@ -8,6 +8,7 @@ mod cell;
 mod checks;
 pub mod http;
 mod proxy;
+mod shipped;
 
 pub use cell::{Cell, CellOptions, MINE, OTHERS, fresh, key, last_key, with_key};
 pub use checks::{Mutation, passes};

@@ -19,7 +19,6 @@ fn told(record: &Record) -> Value {
     json!({
         "confirmedOrders": record.confirmed.len(),
         "carts": record.carts.len(),
-        "lostOrders": 0,
         "failedAttempts": record.failed_attempts,
         "longestGapSeconds": record.longest_gap.as_secs_f64(),
     })

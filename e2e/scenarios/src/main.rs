@@ -12,11 +12,13 @@ mod faults;
 mod load;
 mod orders;
 mod refusals;
+mod releases;
 mod rest;
 mod rights;
 mod routers;
 mod shop;
 mod steady;
+mod volumes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -86,6 +88,16 @@ const ALL: &[Scenario] = &[
         name: "refusals",
         shows: "bad input is named, and mending it mends the cell",
         run: |cluster| refusals::bad_input(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "release-and-back",
+        shows: "a cell is upgraded and rolled back under load, and no request fails",
+        run: |cluster| releases::release_and_back(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "volumes-outlive-pods",
+        shows: "databases that die find their data on their volumes, and the volumes go with the cell",
+        run: |cluster| volumes::volumes_outlive_pods(cluster).boxed_local(),
     },
     Scenario {
         name: "operator-leader-dies",
@@ -189,10 +201,10 @@ async fn run(arguments: Arguments) -> Result<bool> {
                 }));
             }
         }
-    }
-    if let Some(path) = &arguments.results {
-        std::fs::write(path, serde_json::to_vec_pretty(&results)?)
-            .with_context(|| format!("write {}", path.display()))?;
+        if let Some(path) = &arguments.results {
+            std::fs::write(path, serde_json::to_vec_pretty(&results)?)
+                .with_context(|| format!("write {}", path.display()))?;
+        }
     }
     println!("\nscenarios: {passed} passed, {failed} failed");
     Ok(failed == 0)

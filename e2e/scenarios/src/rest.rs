@@ -8,8 +8,12 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::cluster::{Cluster, SYSTEM, ensure, length};
+
+const METRICS_PORT: u16 = 9090;
+const CELLS: [&str; 3] = ["cell-001", "cell-002", "cell-003"];
 
 /// Three cells at rest cost no API write, counted by the apiserver.
 pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
@@ -19,15 +23,26 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
     for cell in cluster.example_cells("two-cells/cells.yaml")? {
         cluster.apply(&cell).await?;
     }
-    for cell in ["cell-001", "cell-002", "cell-003"] {
+    for cell in CELLS {
         cluster.wait_ready(cell).await?;
     }
     // A reconcile that was under way when the last cell became ready is over long before this.
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     let start = length(log)?;
     let before = usage(cluster).await?;
+    // Without a reason to look at its cells the operator would not in this time, and would have nothing to write anyway.
+    let passes_before = passes(cluster).await?;
+    for cell in CELLS {
+        let now = Uuid::now_v7().to_string();
+        let patch = json!({"metadata": {"annotations": {"scenarios/look-at-it": now}}});
+        cluster.patch(cell, patch).await?;
+    }
     tokio::time::sleep(cluster.rest).await;
     let after = usage(cluster).await?;
+    let passes = passes(cluster).await? - passes_before;
+    ensure(passes >= CELLS.len(), || {
+        format!("the operator looked at its cells {passes} times and not once at each")
+    })?;
 
     let mut file = std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
     ensure(length(log)? >= start, || {
@@ -63,9 +78,30 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
     ensure(writes.is_empty(), || format!("writes at rest: {writes:?}"))?;
     Ok(json!({
         "seconds": cluster.rest.as_secs(), "operatorWrites": 0, "leaseRenewals": leases, "writesOfOthers": others,
-        "cells": 3,
+        "cells": CELLS.len(), "passes": passes,
         "operators": operators(&before, &after),
     }))
+}
+
+/// How many passes over cells the replicas of the operator have made.
+async fn passes(cluster: &Cluster) -> Result<usize> {
+    const SERIES: &str = "titan_reconcile_seconds_count{controller=\"cell\"";
+    let label = ListParams::default().labels("app.kubernetes.io/name=titan-operator");
+    let mut passes = 0;
+    for pod in cluster.pods(SYSTEM).list(&label).await? {
+        let path = format!(
+            "/api/v1/namespaces/{SYSTEM}/pods/{}:{METRICS_PORT}/proxy/metrics",
+            pod.name_any()
+        );
+        let request = http::Request::get(path).body(Vec::new())?;
+        let metrics = cluster.client.request_text(request).await?;
+        passes += metrics
+            .lines()
+            .filter(|line| line.starts_with(SERIES))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok())
+            .sum::<usize>();
+    }
+    Ok(passes)
 }
 
 /// What a pod of the operator uses, by the kubelet's account.

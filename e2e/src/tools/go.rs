@@ -99,6 +99,18 @@ pub fn ensure_for_benchmarks(progress: &Progress) -> Result<()> {
     install(progress, &KWOK)
 }
 
+/// Builds the clients that are neither on the PATH nor in the cache.
+pub fn ensure_clients(progress: &Progress) -> Result<()> {
+    if shell::client("kubectl").is_none() {
+        let (name, package) = KUBERNETES.programs[0];
+        build(progress, &KUBERNETES, name, package)?;
+    }
+    if shell::client("helm").is_none() {
+        install(progress, &INSTALLED[1])?;
+    }
+    Ok(())
+}
+
 /// Builds what is not in the cache. One after the other: each build uses all cores by itself.
 pub fn ensure(progress: &Progress) -> Result<()> {
     for workspace in [&ETCD, &KUBERNETES] {

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::progress::{Progress, together};
 
-pub use debian::missing as missing_packages;
+pub use debian::{missing as missing_packages, problem as packages_problem};
 
 /// Installs the Debian packages that are not there yet.
 pub fn install_packages(progress: &Progress) -> Result<()> {
@@ -23,6 +23,11 @@ pub fn ensure(progress: &Progress) -> Result<()> {
         Box::new(|| kafka::ensure(progress)),
         Box::new(|| go::ensure(progress)),
     ])
+}
+
+/// Builds the clients of a cluster that are neither on the PATH nor in the cache.
+pub fn ensure_clients(progress: &Progress) -> Result<()> {
+    go::ensure_clients(progress)
 }
 
 /// The same for benchmarks, which need more.

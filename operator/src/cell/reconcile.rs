@@ -29,7 +29,7 @@ use crate::cell::namespace::enter;
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
 use crate::cell::services::{
-    Diagnoses, diagnose_deployments, diagnose_pods, rollup, services_step, step_of,
+    Diagnoses, diagnose_deployments, diagnose_pods, rollout_step, rollup, services_step, step_of,
 };
 use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune,
@@ -278,7 +278,12 @@ impl Pass<'_> {
             diagnose_deployments(self.valid, self.live, &mut diagnoses);
             services = rollup(self.valid, self.live, &diagnoses);
         }
-        progress.steps.services = self.as_released(services_step(&services, &diagnoses), &services);
+        let step = services_step(&services, &diagnoses);
+        progress.steps.services = if step.is_done() {
+            rollout_step(self.valid, self.live).unwrap_or(step)
+        } else {
+            step
+        };
         progress.services = Some(services);
         if row.state == AssignmentState::Active {
             progress.steps.serving = self.serve(row, &database.owned).await?;
@@ -310,29 +315,6 @@ impl Pass<'_> {
             tracing::debug!(cell = self.valid.name, ?applied, "applied");
         }
         Ok(())
-    }
-
-    /// A service is not done while its Deployment runs another release than the spec names.
-    fn as_released(&self, step: Step, services: &[ServiceStatus]) -> Step {
-        if !step.is_done() {
-            return step;
-        }
-        let behind: Vec<&str> = self
-            .valid
-            .services
-            .iter()
-            .zip(services)
-            .filter(|(wanted, found)| wanted.release != found.release)
-            .map(|(wanted, _)| wanted.name.as_str())
-            .collect();
-        if behind.is_empty() {
-            step
-        } else {
-            Step::waiting(
-                "ReleaseRolling",
-                format!("waiting for the new release of {}", behind.join(", ")),
-            )
-        }
     }
 
     /// Brings the databases to where they should be; the inner error says how far they are.

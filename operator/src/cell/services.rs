@@ -105,9 +105,36 @@ fn ready_pods(deployment: &Value) -> i64 {
         return 0;
     }
     let updated = number(deployment, "/status/updatedReplicas");
-    let older = number(deployment, "/status/replicas") - updated;
-    let ready = number(deployment, "/status/readyReplicas") - older;
+    let ready = number(deployment, "/status/readyReplicas") - older_pods(deployment);
     ready.clamp(0, updated.max(0))
+}
+
+/// Pods of older templates that have not been told to go.
+fn older_pods(deployment: &Value) -> i64 {
+    number(deployment, "/status/replicas") - number(deployment, "/status/updatedReplicas")
+}
+
+/// The services that have all their pods, and are not through with a rollout all the same: the Deployment names another
+/// release than the spec, or pods of an older one serve still. `None` when there are none.
+pub(super) fn rollout_step(cell: &ValidatedCell, live: &LiveObjects) -> Option<Step> {
+    let rolling: Vec<&str> = cell
+        .services
+        .iter()
+        .filter(|service| {
+            live.get(Kind::Deployment, &service.name)
+                .map(LiveObject::body)
+                .is_some_and(|body| {
+                    image_tag(&body).as_ref() != Some(&service.release) || older_pods(&body) > 0
+                })
+        })
+        .map(|service| service.name.as_str())
+        .collect();
+    (!rolling.is_empty()).then(|| {
+        Step::waiting(
+            "ReleaseRolling",
+            format!("waiting for the new release of {}", rolling.join(", ")),
+        )
+    })
 }
 
 /// What the services come to.
