@@ -1,6 +1,8 @@
 //! Pages for machines and people: metrics and health on one port, who serves a key and why on loopback.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -46,6 +48,8 @@ pub fn private(pages: Pages) -> Router {
 async fn metrics(State(pages): State<Pages>) -> String {
     let status = pages.registry.status();
     let age = status.age.map_or(-1.0, |age| age.as_secs_f64());
+    let keys = pages.shared.identity.fetched();
+    let age_of_keys = keys.last.map_or(-1.0, |last| last.elapsed().as_secs_f64());
     let on_disk = f64::from(u8::from(status.source.as_str() == "disk"));
     pages.shared.metrics.render(&[
         (
@@ -63,17 +67,39 @@ async fn metrics(State(pages): State<Pages>) -> String {
             "Whether new requests are refused to save memory.",
             f64::from(u8::from(pages.shared.is_overloaded())),
         ),
+        (
+            "cell_router_memory_short",
+            "Whether new connections are refused to save memory.",
+            f64::from(u8::from(pages.shared.memory_short.load(Relaxed))),
+        ),
+        (
+            "cell_router_key_set_age_seconds",
+            "Time since the key set of the issuer was fetched; -1 without one.",
+            age_of_keys,
+        ),
+        (
+            "cell_router_key_set_failed_fetches",
+            "Fetches of the key set that failed since the last one that did not.",
+            keys.failures as f64,
+        ),
     ])
 }
 
-async fn ready(State(pages): State<Pages>) -> (StatusCode, &'static str) {
-    if *pages.shared.phase.borrow() > Phase::Serving {
-        return (StatusCode::SERVICE_UNAVAILABLE, "draining\n");
+async fn ready(State(pages): State<Pages>) -> (StatusCode, Cow<'static, str>) {
+    let shared = &pages.shared;
+    let not = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
+    if *shared.phase.borrow() > Phase::Serving {
+        return not("draining\n".into());
     }
-    if pages.shared.table.load().epoch().0 == 0 {
-        return (StatusCode::SERVICE_UNAVAILABLE, "no routing table yet\n");
+    if shared.table.load().epoch().0 == 0 {
+        return not("no routing table yet\n".into());
     }
-    (StatusCode::OK, "ready\n")
+    if shared.config.load().jwt.is_some() && shared.identity.lacks_keys() {
+        let error = shared.identity.fetched().error;
+        let error = error.as_deref().unwrap_or("being fetched");
+        return not(format!("no key set of the issuer yet (no-keys): {error}\n").into());
+    }
+    (StatusCode::OK, "ready\n".into())
 }
 
 async fn index() -> &'static str {

@@ -19,6 +19,8 @@ pub enum Reason {
     Untrusted,
     /// The token does not verify.
     BadToken,
+    /// No key set to verify tokens with was ever had.
+    NoKeys,
     /// `x-titan-key` or the token's subject is not a key.
     BadKey,
     /// No service of that name.
@@ -39,6 +41,8 @@ pub enum Reason {
     KeyRate,
     /// Too many requests of the cell.
     CellRate,
+    /// Too many requests of the cell are under way.
+    CellBusy,
     /// The router itself has too much to do.
     Overloaded,
     /// No pod of the service could be reached.
@@ -47,6 +51,8 @@ pub enum Reason {
     Broken,
     /// The deadline passed.
     Deadline,
+    /// The client left before its request was complete.
+    ClientLeft,
     /// The body is too large.
     TooLarge,
     /// The request makes no sense.
@@ -55,10 +61,11 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 22] = [
         Reason::NoKey,
         Reason::Untrusted,
         Reason::BadToken,
+        Reason::NoKeys,
         Reason::BadKey,
         Reason::UnknownService,
         Reason::NoTable,
@@ -69,10 +76,12 @@ impl Reason {
         Reason::CircuitOpen,
         Reason::KeyRate,
         Reason::CellRate,
+        Reason::CellBusy,
         Reason::Overloaded,
         Reason::Unreachable,
         Reason::Broken,
         Reason::Deadline,
+        Reason::ClientLeft,
         Reason::TooLarge,
         Reason::BadRequest,
     ];
@@ -96,6 +105,7 @@ impl Reason {
     }
 
     fn row(self) -> (&'static str, u8, StatusCode) {
+        const CANCELLED: u8 = 1;
         const INVALID_ARGUMENT: u8 = 3;
         const DEADLINE_EXCEEDED: u8 = 4;
         const NOT_FOUND: u8 = 5;
@@ -108,6 +118,7 @@ impl Reason {
             Reason::NoKey => ("no-key", UNAUTHENTICATED, StatusCode::UNAUTHORIZED),
             Reason::Untrusted => ("untrusted", PERMISSION_DENIED, StatusCode::FORBIDDEN),
             Reason::BadToken => ("bad-token", UNAUTHENTICATED, StatusCode::UNAUTHORIZED),
+            Reason::NoKeys => ("no-keys", UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
             Reason::BadKey => ("bad-key", INVALID_ARGUMENT, StatusCode::BAD_REQUEST),
             Reason::UnknownService => ("unknown-service", UNIMPLEMENTED, StatusCode::NOT_FOUND),
             Reason::NoTable => ("no-table", UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
@@ -130,10 +141,12 @@ impl Reason {
                 RESOURCE_EXHAUSTED,
                 StatusCode::TOO_MANY_REQUESTS,
             ),
+            Reason::CellBusy => ("cell-busy", UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
             Reason::Overloaded => ("overloaded", UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
             Reason::Unreachable => ("unreachable", UNAVAILABLE, StatusCode::BAD_GATEWAY),
             Reason::Broken => ("broken", UNAVAILABLE, StatusCode::BAD_GATEWAY),
             Reason::Deadline => ("deadline", DEADLINE_EXCEEDED, StatusCode::GATEWAY_TIMEOUT),
+            Reason::ClientLeft => ("client-left", CANCELLED, StatusCode::BAD_REQUEST),
             Reason::TooLarge => (
                 "too-large",
                 RESOURCE_EXHAUSTED,
@@ -160,6 +173,13 @@ impl Rejection {
             reason,
             message: message.into(),
         }
+    }
+
+    /// The body of a request is larger than this.
+    #[must_use]
+    pub fn too_large(limit: u64) -> Self {
+        let message = format!("the body is larger than {limit} bytes (`limits.bodyBytes`)");
+        Rejection::new(Reason::TooLarge, message)
     }
 
     /// The answer, in the client's protocol.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError};
 use crate::identity::Identity;
-use crate::metrics::{Metrics, Pair};
+use crate::metrics::{Counter, Metrics, Pair};
 use crate::resilience::health::Health;
 use crate::resilience::rate::{KeyRates, Rate};
 use crate::upstream::Resolver;
@@ -63,6 +63,36 @@ pub struct CellShared {
     pub health: Health,
     /// Its rate limit.
     pub rate: Rate,
+    /// Requests under way to it, of each thread.
+    in_flight: Mutex<Vec<Weak<Counter>>>,
+}
+
+impl CellShared {
+    /// A counter of the requests under way to it, for one thread.
+    #[must_use]
+    pub fn counter(&self) -> Arc<Counter> {
+        let counter = Arc::new(Counter::default());
+        let mut all = self
+            .in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&counter));
+        counter
+    }
+
+    /// Requests under way to it, of all threads.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        let all = self
+            .in_flight
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .filter_map(Weak::upgrade)
+            .map(|counter| counter.get())
+            .sum()
+    }
 }
 
 /// How far the process is on its way out.
@@ -90,7 +120,7 @@ pub struct Shared {
     pub phase: watch::Sender<Phase>,
     /// Whether new requests are refused to save memory.
     pub overloaded: AtomicBool,
-    /// Whether memory is what is short: new connections are refused then, and those that do nothing closed.
+    /// Whether memory gets short: new connections are refused then, and those that do nothing closed.
     pub memory_short: AtomicBool,
     /// All counters.
     pub metrics: Arc<Metrics>,
@@ -161,6 +191,8 @@ impl Shared {
         self.identity.configure(&config)?;
         self.config.store(Arc::new(config));
         self.changed();
+        // The keys may be elsewhere now.
+        self.identity.look_again();
         Ok(())
     }
 
@@ -221,6 +253,7 @@ impl Shared {
             name: Arc::clone(&name),
             health: Health::default(),
             rate: Rate::default(),
+            in_flight: Mutex::default(),
         });
         cells.insert(name, Arc::clone(&cell));
         cell

@@ -1,6 +1,6 @@
-//! WebSocket and other upgrades: two connections become one pipe.
+//! WebSocket: two connections become one pipe.
 
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 
@@ -25,13 +25,49 @@ pub fn keep_headers(head: &http::request::Parts, to: &mut HeaderMap) {
     }
 }
 
-/// Remembers what protocol the client wants to change to, before the header is taken out.
+/// Remembers that the client wants a WebSocket, before the header is taken out.
+///
+/// Nothing else is upgraded to: in a pipe of, say, `h2c`, the client would speak to the pod with nobody in between who takes
+/// out what only the router may say.
 pub fn remember(head: &mut http::request::Parts) {
     if head.version == http::Version::HTTP_11
         && let Some(wanted) = head.headers.get(header::UPGRADE).cloned()
+        && wanted.as_bytes().eq_ignore_ascii_case(b"websocket")
     {
         head.extensions.insert(Wanted(wanted));
     }
+}
+
+/// Where a browser puts the token of a WebSocket: beside the protocols of the service, which it asks for by name.
+const TOKEN: &str = "titan.bearer.";
+
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// The token among the protocols of a WebSocket.
+#[must_use]
+pub fn token(headers: &HeaderMap) -> Option<&str> {
+    protocols(headers).find_map(|protocol| protocol.strip_prefix(TOKEN))
+}
+
+/// Takes the token out: it is no protocol that a service could choose.
+pub fn strip_token(headers: &mut HeaderMap) {
+    if token(headers).is_none() {
+        return;
+    }
+    let rest: Vec<&str> = protocols(headers)
+        .filter(|protocol| !protocol.starts_with(TOKEN))
+        .collect();
+    match HeaderValue::from_str(&rest.join(", ")) {
+        Ok(rest) if !rest.is_empty() => headers.insert(header::SEC_WEBSOCKET_PROTOCOL, rest),
+        _ => headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
+    };
 }
 
 /// The protocol that the client wants.

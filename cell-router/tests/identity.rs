@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use support::{Client, Pod, config, pod, row, table, until};
 use titan_routing::AssignmentState::Active;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const PATH: &str = "/titan.order.v1.Orders/Get";
 
@@ -305,4 +305,132 @@ async fn an_issuer_that_cannot_be_had_leaves_the_keys_as_they_are() {
     issuer.says(Says::Keys(vec![later.jwk.clone()]));
     let back = async { while seen(&client, &later.token("44")).await != "44" {} };
     tokio::time::timeout(support::PATIENCE, back).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_any_key_set_nobody_is_logged_out() {
+    const DOWN: &str = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
+    let a = pod("a").await;
+    let known = signer("known");
+    let issuer = Issuer::start(vec![known.jwk.clone()]).await;
+    issuer.says(Says::Raw(DOWN));
+    let router = router(config_with(&issuer, Duration::from_mins(5)), &a).await;
+    let client = Client::connect(router.listen).await;
+    let good = known.token("42");
+    let reply = client
+        .call(PATH, &[("authorization", &good)])
+        .await
+        .unwrap();
+    assert_eq!(
+        (reply.grpc_status(), reply.header("x-titan-router-error")),
+        (Some(14), "no-keys")
+    );
+    let page = support::page(router.metrics, "/readyz").await;
+    assert!(
+        page.starts_with("HTTP/1.1 503") && page.contains("no-keys") && page.contains("500"),
+        "{page}"
+    );
+    let page = support::page(router.metrics, "/metrics").await;
+    assert!(
+        page.contains("cell_router_key_set_age_seconds -1\n"),
+        "{page}"
+    );
+    assert!(!page.contains("cell_router_key_set_failed_fetches 0\n"));
+
+    issuer.says(Says::Keys(vec![known.jwk.clone()]));
+    let back = async { while seen(&client, &good).await != "42" {} };
+    tokio::time::timeout(support::PATIENCE, back).await.unwrap();
+    let page = support::page(router.metrics, "/readyz").await;
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    let page = support::page(router.metrics, "/metrics").await;
+    assert!(page.contains("cell_router_key_set_failed_fetches 0\n"));
+    // From here on, a key that is not known is the token's fault.
+    let other = signer("other");
+    assert_eq!(seen(&client, &other.token("42")).await, "bad-token");
+}
+
+#[tokio::test]
+async fn a_token_does_not_outlive_what_it_was_verified_with() {
+    let a = pod("a").await;
+    let known = signer("known");
+    let issuer = Issuer::start(vec![known.jwk.clone()]).await;
+    let mut config = config_with(&issuer, Duration::from_mins(5));
+    config.threads = 1;
+    let router = router(config.clone(), &a).await;
+    let client = Client::connect(router.listen).await;
+    let good = known.token("42");
+    assert_eq!(seen(&client, &good).await, "42");
+    for (issuer, audience, wanted) in [
+        ("titan", "bank", "bad-token"),
+        ("titan", "shop", "42"),
+        ("other", "shop", "bad-token"),
+    ] {
+        let jwt = config.jwt.as_mut().unwrap();
+        jwt.issuer = Some(issuer.into());
+        jwt.audience = Some(audience.into());
+        router.shared.use_config(config.clone()).unwrap();
+        assert_eq!(seen(&client, &good).await, wanted, "{issuer} {audience}");
+    }
+}
+
+/// A browser cannot set `authorization` on a WebSocket.
+#[tokio::test]
+async fn a_websocket_brings_its_token_among_its_protocols() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let heads = Arc::<Mutex<Vec<String>>>::default();
+    let saw = heads.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            saw.lock()
+                .unwrap()
+                .push(String::from_utf8_lossy(&head).to_lowercase());
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: chat.v1\r\n\r\n";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let known = signer("known");
+    let issuer = Issuer::start(vec![known.jwk.clone()]).await;
+    let cells = [("cell-001", &*endpoint)];
+    let table = table(1, vec![row(0, 99, "cell-001", Active)], &cells);
+    let config = config_with(&issuer, Duration::from_mins(5));
+    let router = support::router(config, Some(&table)).await;
+    let open = async |protocols: &str| {
+        let request = format!(
+            "GET /socket HTTP/1.1\r\nHost: chat.cells.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: {protocols}\r\n\r\n"
+        );
+        let mut stream = TcpStream::connect(router.listen).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(head).unwrap().to_lowercase()
+    };
+    let token = known.token("42").replace("Bearer ", "titan.bearer.");
+    let answer = open(&format!("chat.v2, {token},chat.v1")).await;
+    assert!(answer.starts_with("http/1.1 101"), "{answer}");
+    assert!(
+        answer.contains("sec-websocket-protocol: chat.v1\r\n"),
+        "{answer}"
+    );
+    {
+        let heads = heads.lock().unwrap();
+        assert!(heads[0].contains("x-titan-key: 42\r\n"), "{}", heads[0]);
+        assert!(
+            heads[0].contains("sec-websocket-protocol: chat.v2, chat.v1\r\n"),
+            "{}",
+            heads[0]
+        );
+        assert!(!heads[0].contains("titan.bearer"), "{}", heads[0]);
+    }
+    for refused in ["titan.bearer.nonsense, chat.v1", "chat.v1"] {
+        let answer = open(refused).await;
+        assert!(answer.starts_with("http/1.1 401"), "{refused}: {answer}");
+    }
+    assert_eq!(heads.lock().unwrap().len(), 1);
 }

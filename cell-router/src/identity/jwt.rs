@@ -107,7 +107,7 @@ impl KeySet {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs();
-        if let Some(user) = remembered(self.generation, token, now) {
+        if let Some(user) = remembered(self.generation, config, token, now) {
             return Ok(user);
         }
         let invalid = |error: jsonwebtoken::errors::Error| TokenError::Invalid(error.to_string());
@@ -124,7 +124,8 @@ impl KeySet {
                         Subject::Text(text) => text,
                         Subject::Number(number) => number.to_string(),
                     };
-                    remember(self.generation, token, &user, claims.exp + LEEWAY_SECONDS);
+                    let until = claims.exp.saturating_add(LEEWAY_SECONDS);
+                    remember(self.generation, config, token, &user, until);
                     return Ok(user);
                 }
                 Err(error) => last = invalid(error),
@@ -188,29 +189,42 @@ fn algorithms_of(jwk: &Jwk) -> Vec<Algorithm> {
 /// Tokens that this thread verified: whole, so that nothing but the same token is taken for it.
 #[derive(Default)]
 struct Remembered {
+    /// What they were verified with.
     generation: u64,
+    issuer: Option<String>,
+    audience: Option<String>,
     users: HashMap<Box<str>, (String, u64)>,
+}
+
+impl Remembered {
+    fn is_of(&self, generation: u64, config: &Jwt) -> bool {
+        self.generation == generation
+            && self.issuer == config.issuer
+            && self.audience == config.audience
+    }
 }
 
 thread_local! {
     static TOKENS: RefCell<Remembered> = RefCell::default();
 }
 
-fn remembered(generation: u64, token: &str, now: u64) -> Option<String> {
+fn remembered(generation: u64, config: &Jwt, token: &str, now: u64) -> Option<String> {
     TOKENS.with_borrow(|tokens| {
         let (user, until) = tokens
             .users
             .get(token)
-            .filter(|_| tokens.generation == generation)?;
+            .filter(|_| tokens.is_of(generation, config))?;
         (*until > now).then(|| user.clone())
     })
 }
 
-fn remember(generation: u64, token: &str, user: &str, until: u64) {
+fn remember(generation: u64, config: &Jwt, token: &str, user: &str, until: u64) {
     TOKENS.with_borrow_mut(|tokens| {
-        if tokens.generation != generation || tokens.users.len() >= REMEMBERED {
+        if !tokens.is_of(generation, config) || tokens.users.len() >= REMEMBERED {
             tokens.users.clear();
             tokens.generation = generation;
+            tokens.issuer.clone_from(&config.issuer);
+            tokens.audience.clone_from(&config.audience);
         }
         tokens.users.insert(token.into(), (user.to_owned(), until));
     });

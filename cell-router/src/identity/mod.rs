@@ -5,8 +5,8 @@ mod jwt;
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::{HeaderMap, header};
@@ -17,6 +17,7 @@ pub use jwt::{KeySet, TokenError};
 
 use crate::config::{Config, ConfigError, TrustedPeers};
 use crate::rejection::{Reason, Rejection};
+use crate::upgrade;
 
 /// The header with the key.
 pub const KEY: &str = "x-titan-key";
@@ -50,8 +51,23 @@ pub enum Claim {
 pub struct Identity {
     secret: ArcSwapOption<Vec<u8>>,
     keys: ArcSwap<KeySet>,
-    generations: watch::Sender<u64>,
+    /// What the keys were read from.
+    document: Mutex<Vec<u8>>,
+    fetched: watch::Sender<Fetched>,
     wanted: Notify,
+}
+
+/// How the fetching of the key set goes.
+#[derive(Clone, Debug, Default)]
+pub struct Fetched {
+    /// How often it was fetched.
+    pub times: u64,
+    /// When it was fetched last.
+    pub last: Option<Instant>,
+    /// Failures since then.
+    pub failures: u64,
+    /// The last of them.
+    pub error: Option<String>,
 }
 
 impl Default for Identity {
@@ -59,7 +75,8 @@ impl Default for Identity {
         Identity {
             secret: ArcSwapOption::empty(),
             keys: ArcSwap::default(),
-            generations: watch::Sender::new(0),
+            document: Mutex::default(),
+            fetched: watch::Sender::default(),
             wanted: Notify::new(),
         }
     }
@@ -110,7 +127,7 @@ impl Identity {
         {
             return match self.keys.load().user(jwt, token) {
                 Ok(user) => key_of_user(mode, &user).map(Claim::Key),
-                Err(TokenError::UnknownKey) => Ok(Claim::UnknownKey),
+                Err(TokenError::UnknownKey) => self.may_become_known().map(|()| Claim::UnknownKey),
                 Err(error) => Err(Rejection::new(Reason::BadToken, error.to_string())),
             };
         }
@@ -139,46 +156,90 @@ impl Identity {
         mode: KeyspaceMode,
         headers: &HeaderMap,
     ) -> Result<Key, Rejection> {
-        let refused = |error: TokenError| Rejection::new(Reason::BadToken, error.to_string());
+        let refused = |error: TokenError| match error {
+            // The token may well be good: a client must not take it for a bad one and log its user out.
+            TokenError::UnknownKey if self.lacks_keys() => no_keys(),
+            error => Rejection::new(Reason::BadToken, error.to_string()),
+        };
         let (Some(jwt), Some(token)) = (&config.jwt, bearer(headers)) else {
             return Err(refused(TokenError::UnknownKey));
         };
-        let generation = self.keys.load().generation;
-        let mut generations = self.generations.subscribe();
+        let mut fetched = self.fetched.subscribe();
+        let times = fetched.borrow().times;
         self.wanted.notify_one();
-        let newer = generations.wait_for(|newer| *newer > generation);
+        let newer = fetched.wait_for(|newer| newer.times > times);
         let _ = tokio::time::timeout(KEY_SET_PATIENCE, newer).await;
         let user = self.keys.load().user(jwt, token).map_err(refused)?;
         key_of_user(mode, &user)
     }
 
+    /// Without any key set there is nothing to wait for once the issuer did not answer.
+    fn may_become_known(&self) -> Result<(), Rejection> {
+        if self.lacks_keys() && self.fetched.borrow().failures > 0 {
+            return Err(no_keys());
+        }
+        Ok(())
+    }
+
+    /// Whether no key set was ever had.
+    #[must_use]
+    pub fn lacks_keys(&self) -> bool {
+        self.keys.load().generation == 0
+    }
+
+    /// How the fetching of the key set goes.
+    #[must_use]
+    pub fn fetched(&self) -> Fetched {
+        self.fetched.borrow().clone()
+    }
+
+    /// Fetches the key set soon.
+    pub fn look_again(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Takes a key set into use, when it is another one.
+    fn take(&self, document: Vec<u8>) -> Result<(), String> {
+        let mut last = self.document.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != document {
+            let generation = self.keys.load().generation + 1;
+            self.keys
+                .store(Arc::new(KeySet::parse(&document, generation)?));
+            *last = document;
+        }
+        self.fetched.send_modify(|fetched| {
+            *fetched = Fetched {
+                times: fetched.times + 1,
+                last: Some(Instant::now()),
+                ..Fetched::default()
+            };
+        });
+        Ok(())
+    }
+
     /// Fetches the key set now and then, and when a token is signed with a key that is not in it.
     pub async fn follow_keys(&self, config: Arc<ArcSwap<Config>>) {
-        let mut generation = 0;
         loop {
             let jwt = config.load().jwt.clone();
             let mut pause = Duration::from_secs(1);
             if let Some(jwt) = &jwt {
-                let fetched = jwks::fetch(jwt)
-                    .await
-                    .and_then(|document| KeySet::parse(&document, generation + 1));
-                match fetched {
-                    Ok(keys) => {
-                        generation += 1;
-                        self.keys.store(Arc::new(keys));
-                        self.generations.send_replace(generation);
-                        pause = jwt.refresh.0;
-                    }
+                match jwks::fetch(jwt).await.and_then(|keys| self.take(keys)) {
+                    Ok(()) => pause = jwt.refresh.0,
                     Err(error) => {
                         tracing::warn!(
                             jwks = jwt.jwks,
                             error,
                             "the key set was not fetched; going on with the last one"
                         );
+                        self.fetched.send_modify(|fetched| {
+                            fetched.failures += 1;
+                            fetched.error = Some(error);
+                        });
                     }
                 }
             }
-            let at_least = if generation > 0 {
+            let had = !self.lacks_keys();
+            let at_least = if had {
                 jwt::MIN_REFRESH.min(pause)
             } else {
                 Duration::ZERO
@@ -186,7 +247,7 @@ impl Identity {
             let started = tokio::time::Instant::now();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.wanted.notified(), if generation > 0 => {
+                () = self.wanted.notified(), if had => {
                     tokio::time::sleep_until(started + at_least).await;
                 }
             }
@@ -227,8 +288,19 @@ fn key_of_user(mode: KeyspaceMode, user: &str) -> Result<Key, Rejection> {
     }
 }
 
+fn no_keys() -> Rejection {
+    Rejection::new(
+        Reason::NoKeys,
+        "the router has no key set of the issuer yet, so it cannot verify tokens; try again in a moment",
+    )
+}
+
+/// The token of a request. A browser cannot set `authorization` on a WebSocket.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return upgrade::token(headers);
+    };
+    let value = value.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }

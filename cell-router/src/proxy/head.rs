@@ -10,7 +10,7 @@ use crate::config::Protocol;
 use crate::identity::{EPOCH, KEY};
 use crate::inbound::Inbound;
 use crate::rejection::{Reason, Rejection};
-use crate::{deadline, headers};
+use crate::{deadline, headers, upgrade};
 
 /// The head of a request as a cell gets it.
 pub(super) struct Head<'a> {
@@ -31,6 +31,9 @@ impl Head<'_> {
         let host = headers::host(&self.parts.headers);
         let map = request.headers_mut();
         map.clone_from(&self.parts.headers);
+        if self.parts.version < Version::HTTP_2 {
+            upgrade::strip_token(map);
+        }
         if let Some(key) = self.key {
             let key = headers::once(HeaderValue::from(key.get()));
             map.insert(HeaderName::from_static(KEY), key);
