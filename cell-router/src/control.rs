@@ -119,11 +119,34 @@ pub async fn watch_memory(shared: Arc<Shared>) {
             return;
         };
         let in_flight = shared.metrics.in_flight();
-        let short = limits.memory_bytes > 0 && resident > limits.memory_bytes;
-        shared.memory_short.store(short, Relaxed);
-        let over = short || in_flight >= limits.in_flight as u64;
+        let shed = Shed::of(resident, limits.memory_bytes);
+        shared
+            .memory_short
+            .store(shed >= Shed::Connections, Relaxed);
+        let over = shed == Shed::Requests || in_flight >= limits.in_flight as u64;
         if shared.overloaded.swap(over, Relaxed) != over {
             tracing::warn!(resident, in_flight, over, "load shedding changed");
+        }
+    }
+}
+
+/// What is given up to save memory. Connections that do nothing must not take what requests need: they go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Shed {
+    Nothing,
+    Connections,
+    Requests,
+}
+
+impl Shed {
+    /// With so much resident memory, of so much that there may be; 0 means no limit.
+    fn of(resident: u64, limit: u64) -> Self {
+        if limit == 0 || resident <= limit / 5 * 4 {
+            Shed::Nothing
+        } else if resident <= limit {
+            Shed::Connections
+        } else {
+            Shed::Requests
         }
     }
 }
@@ -144,13 +167,13 @@ pub async fn report_failures(shared: Arc<Shared>, registry: Arc<RegistryClient>)
         let interval = interval.max(Duration::from_millis(50));
         tokio::time::sleep(interval).await;
         let healths = shared.healths();
-        before.retain(|pair, _| healths.iter().any(|(known, _)| known == pair));
+        let mut now = HashMap::with_capacity(healths.len());
         for ((cell, service), health) in healths {
             let totals = shared.metrics.totals(&cell, &service);
             let row = health.consecutive_failures();
             let pair = (Arc::clone(&cell), Arc::clone(&service));
             let (last, was_failing) = before.get(&pair).copied().unwrap_or_default();
-            before.insert(pair, (totals, row > 0));
+            now.insert(pair, (totals, row > 0));
             if row == 0 && !was_failing {
                 continue;
             }
@@ -169,5 +192,20 @@ pub async fn report_failures(shared: Arc<Shared>, registry: Arc<RegistryClient>)
                 ..FailureReport::default()
             });
         }
+        before = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_shed_before_requests() {
+        assert_eq!(Shed::of(u64::MAX, 0), Shed::Nothing);
+        assert_eq!(Shed::of(80, 100), Shed::Nothing);
+        assert_eq!(Shed::of(81, 100), Shed::Connections);
+        assert_eq!(Shed::of(100, 100), Shed::Connections);
+        assert_eq!(Shed::of(101, 100), Shed::Requests);
     }
 }

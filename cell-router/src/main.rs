@@ -69,10 +69,15 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "the answer to the command")]
 fn check(arguments: &Arguments) -> Result<()> {
-    let config = Config::load(&arguments.config)?;
-    cell_router::identity::Identity::new().configure(&config)?;
-    if let Some(tls) = &config.tls {
-        cell_router::tls::server_config(tls)?;
+    let config = Config::read(&arguments.config)?;
+    let mut problems = config.problems();
+    let identity = cell_router::identity::Identity::new().configure(&config);
+    problems.extend(identity.err().map(|error| error.to_string()));
+    let tls = config.tls.as_ref().map(cell_router::tls::server_config);
+    problems.extend(tls.and_then(Result::err).map(|error| error.to_string()));
+    if !problems.is_empty() {
+        let path = arguments.config.display();
+        anyhow::bail!("{path} is wrong:\n- {}", problems.join("\n- "));
     }
     println!(
         "{}: right, with {} services",
@@ -95,7 +100,7 @@ fn serve(arguments: Arguments) -> Result<()> {
         .enable_all()
         .build()
         .context("no runtime for the control tasks")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
         let router = Router::start(Start {
@@ -110,7 +115,10 @@ fn serve(arguments: Arguments) -> Result<()> {
         }
         router.drain().await;
         Ok(())
-    })
+    });
+    // What did not end in time, like a long stream, ends with the process: nothing waits for it.
+    runtime.shutdown_background();
+    served
 }
 
 /// Each connection takes a file, and the limit that processes start with is that of programs that use `select`.

@@ -124,7 +124,8 @@ impl Resolver {
                         }
                         changed
                     });
-                    ttl.clamp(config.upstream.min_ttl.0, config.upstream.max_ttl.0)
+                    ttl.min(config.upstream.max_ttl.0)
+                        .max(config.upstream.min_ttl.0)
                 }
                 Err(error) => {
                     addresses.send_if_modified(|known| match known {

@@ -23,10 +23,16 @@ pub struct Process {
 impl Process {
     /// With the service `order`, a registry (or none: an empty text), and a folder for its table.
     pub async fn start(registry: &str, state: &Path, limits: &str) -> Self {
+        let rest = format!("threads: 2\ndrain: {{ delay: 0s }}\nlimits: {limits}\n");
+        Self::start_with(registry, state, &rest).await
+    }
+
+    /// The same with more of a configuration.
+    pub async fn start_with(registry: &str, state: &Path, rest: &str) -> Self {
         let config = tempfile::NamedTempFile::new().unwrap();
         let text = format!(
-            "listen: 127.0.0.1:0\nmetrics: 127.0.0.1:0\nadmin: 127.0.0.1:0\nthreads: 2\ntrustedPeers: any\n\
-             services: {{ order: 1 }}\ndrain: {{ delay: 0s }}\nlimits: {limits}\n"
+            "listen: 127.0.0.1:0\nmetrics: 127.0.0.1:0\nadmin: 127.0.0.1:0\ntrustedPeers: any\n\
+             services: {{ order: 1 }}\n{rest}"
         );
         std::fs::write(config.path(), text).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_cell-router"))

@@ -1,11 +1,16 @@
 //! The configuration: a YAML file with the schema below, checked as a whole before any of it is used.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod problems;
+mod values;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use values::{Share, Span};
 
 /// Everything that can be configured. Every field has a default; unknown fields are refused.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -219,7 +224,9 @@ section! {
         streams_per_connection: u32 = 256,
         /// Requests in flight in the whole process; more are refused.
         in_flight: usize = 20_000,
-        /// Above this resident memory, new requests are refused. 0 means no limit.
+        /// Of these, requests to one cell: a cell that hangs must leave room for the others.
+        per_cell_in_flight: Share = Share::Percent(50),
+        /// Above this resident memory, new requests are refused; above 80% of it, new connections. 0 means no limit.
         memory_bytes: u64 = 192 * 1024 * 1024,
         /// Size of all headers of a request.
         header_bytes: u32 = 16 * 1024,
@@ -251,6 +258,8 @@ section! {
     Breaker {
         /// Failures in a row that open it; 0 turns it off.
         consecutive_failures: u32 = 50,
+        /// How long such a row must last: a pod that dies takes many requests along in one moment.
+        min_span: Span = Span(Duration::from_millis(200)),
         /// How long it stays open at first; doubled each time up to `max_open`.
         open: Span = Span(Duration::from_millis(500)),
         /// How long it stays open at most.
@@ -306,46 +315,6 @@ section! {
     }
 }
 
-/// A duration as people write it: `250ms`, `5s`, `2m`, `1h`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl Serialize for Span {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let millis = self.0.as_millis();
-        if millis.is_multiple_of(1000) {
-            serializer.collect_str(&format_args!("{}s", millis / 1000))
-        } else {
-            serializer.collect_str(&format_args!("{millis}ms"))
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse_span(&text).ok_or_else(|| {
-            serde::de::Error::custom(format!(
-                "`{text}` is not a duration; write a whole number and ms, s, m or h, for example 250ms"
-            ))
-        })
-    }
-}
-
-fn parse_span(text: &str) -> Option<Span> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at_checked(digits)?;
-    let number: u64 = number.parse().ok()?;
-    let millis = match unit {
-        "ms" => number,
-        "s" => number.checked_mul(1000)?,
-        "m" => number.checked_mul(60_000)?,
-        "h" => number.checked_mul(3_600_000)?,
-        _ => return None,
-    };
-    Some(Span(Duration::from_millis(millis)))
-}
-
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -381,21 +350,30 @@ impl Config {
     /// # Errors
     /// When it cannot be read, is not of the schema, or its values do not fit together.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let config = Self::read(path)?;
+        let problems = config.problems();
+        if problems.is_empty() {
+            return Ok(config);
+        }
+        Err(ConfigError::Invalid {
+            path: path.to_owned(),
+            problem: problems.join("; "),
+        })
+    }
+
+    /// Reads a file, without checking how its values fit together.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not of the schema.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,
         })?;
-        let config = Self::parse(&text).map_err(|source| ConfigError::Parse {
+        Self::parse(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source,
-        })?;
-        match config.problems().into_iter().next() {
-            Some(problem) => Err(ConfigError::Invalid {
-                path: path.to_owned(),
-                problem,
-            }),
-            None => Ok(config),
-        }
+        })
     }
 
     /// Reads the text of a file, without checking how its values fit together.
@@ -408,72 +386,4 @@ impl Config {
         }
         serde_yaml::from_str(text)
     }
-
-    /// What does not fit together, as sentences.
-    #[must_use]
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut say = |wrong: bool, what: &str| {
-            if wrong {
-                problems.push(what.to_owned());
-            }
-        };
-        say(
-            !self.admin.ip().is_loopback(),
-            "`admin` must be a loopback address: it shows where users live",
-        );
-        let has_client_ca = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        say(
-            self.trusted_peers == TrustedPeers::Secret
-                && self.trust_secret_file.is_none()
-                && !has_client_ca,
-            "`trustedPeers: secret` needs `trustSecretFile` or `tls.clientCa`",
-        );
-        say(
-            self.trusted_peers == TrustedPeers::None && self.trust_secret_file.is_some(),
-            "`trustSecretFile` has no effect with `trustedPeers: none`; set `trustedPeers: secret`",
-        );
-        say(
-            self.limits.header_bytes < 1024,
-            "`limits.headerBytes` must be at least 1024",
-        );
-        say(
-            self.limits.streams_per_connection == 0 || self.upstream.streams_per_connection == 0,
-            "`streamsPerConnection` must be at least 1",
-        );
-        say(
-            self.upstream.connections_per_pod == 0,
-            "`upstream.connectionsPerPod` must be at least 1",
-        );
-        say(
-            self.retry.budget_percent > 100,
-            "`retry.budgetPercent` must not be above 100",
-        );
-        let mut packages = BTreeSet::new();
-        for (name, service) in &self.services {
-            say(
-                !is_dns_label(name),
-                &format!("`services.{name}` is not a DNS label: use a-z, 0-9 and `-`"),
-            );
-            say(
-                service.port == 0,
-                &format!("`services.{name}` needs a port from 1 to 65535"),
-            );
-            say(
-                !packages.insert(name.replace('-', "_")),
-                &format!("`services.{name}` has the same gRPC package as another service"),
-            );
-        }
-        problems
-    }
-}
-
-fn is_dns_label(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 63
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
