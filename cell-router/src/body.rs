@@ -17,7 +17,16 @@ use crate::inbound::Inbound;
 /// Any error on the way.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What was read of a request's body, as long as it is small enough to be sent twice.
+/// Why a client's body did not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientFault {
+    /// The client reset the stream, or its connection broke.
+    Left,
+    /// It sent more than `limits.bodyBytes`.
+    TooLarge,
+}
+
+/// What was read of a request's body, as long as it is small enough to be sent twice, and how the client takes part.
 #[derive(Debug, Default)]
 pub struct Recording {
     chunks: RefCell<Vec<Bytes>>,
@@ -26,6 +35,8 @@ pub struct Recording {
     limit: usize,
     overflown: Cell<bool>,
     complete: Cell<bool>,
+    fault: Cell<Option<ClientFault>>,
+    awaits_client: Cell<bool>,
 }
 
 impl Recording {
@@ -52,6 +63,24 @@ impl Recording {
         self.chunks.borrow_mut().push(data.clone());
     }
 
+    /// What the client did to its own request, if that is how it ended.
+    #[must_use]
+    pub fn fault(&self) -> Option<ClientFault> {
+        self.fault.get()
+    }
+
+    /// Whether the rest of the body has to come from the client first.
+    #[must_use]
+    pub fn awaits_client(&self) -> bool {
+        self.awaits_client.get()
+    }
+
+    /// Keeps nothing any more: what is under way cannot be replayed.
+    pub fn forget(&self) {
+        self.overflown.set(true);
+        self.chunks.borrow_mut().clear();
+    }
+
     /// The whole body, when it was read to its end and kept.
     #[must_use]
     pub fn replay(&self) -> Option<RequestBody> {
@@ -60,14 +89,13 @@ impl Recording {
                 chunks: self.chunks.borrow().clone().into_iter(),
                 trailers: self.trailers.borrow().clone(),
             },
-            recording: None,
             remaining: u64::MAX,
         })
     }
 }
 
 enum RequestSource {
-    Client(Inbound),
+    Client(Inbound, Rc<Recording>),
     Replay {
         chunks: std::vec::IntoIter<Bytes>,
         trailers: Option<HeaderMap>,
@@ -77,39 +105,36 @@ enum RequestSource {
 /// The body of a request to a cell.
 pub struct RequestBody {
     source: RequestSource,
-    recording: Option<Rc<Recording>>,
     remaining: u64,
 }
 
 impl RequestBody {
     /// The client's body, kept in `recording` and cut off after `limit` bytes (0: no limit).
-    pub fn new(body: Inbound, recording: Option<Rc<Recording>>, limit: u64) -> Self {
-        if let Some(recording) = recording.as_ref().filter(|_| body.is_end_stream()) {
+    pub fn new(body: Inbound, recording: Rc<Recording>, limit: u64) -> Self {
+        if body.is_end_stream() {
             recording.complete.set(true);
         }
         RequestBody {
-            source: RequestSource::Client(body),
-            recording,
+            source: RequestSource::Client(body, recording),
             remaining: if limit == 0 { u64::MAX } else { limit },
         }
     }
+}
 
-    fn seen(&mut self, frame: &Frame<Bytes>, ends: bool) -> Result<(), BoxError> {
+impl Recording {
+    fn seen(&self, frame: &Frame<Bytes>, ends: bool, remaining: &mut u64) -> Result<(), BoxError> {
         if let Some(data) = frame.data_ref() {
-            self.remaining = self
-                .remaining
-                .checked_sub(data.len() as u64)
-                .ok_or(BodyTooLarge)?;
+            let Some(rest) = remaining.checked_sub(data.len() as u64) else {
+                self.fault.set(Some(ClientFault::TooLarge));
+                return Err(BodyTooLarge.into());
+            };
+            *remaining = rest;
+            self.data(data);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            *self.trailers.borrow_mut() = Some(trailers.clone());
         }
-        if let Some(recording) = &self.recording {
-            if let Some(data) = frame.data_ref() {
-                recording.data(data);
-            } else if let Some(trailers) = frame.trailers_ref() {
-                *recording.trailers.borrow_mut() = Some(trailers.clone());
-            }
-            if ends || frame.is_trailers() {
-                recording.complete.set(true);
-            }
+        if ends || frame.is_trailers() {
+            self.complete.set(true);
         }
         Ok(())
     }
@@ -130,22 +155,23 @@ impl Body for RequestBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         match &mut this.source {
-            RequestSource::Client(body) => {
-                let frame = match ready!(Pin::new(&mut *body).poll_frame(context)) {
+            RequestSource::Client(body, recording) => {
+                let frame = Pin::new(&mut *body).poll_frame(context);
+                recording.awaits_client.set(frame.is_pending());
+                let frame = match ready!(frame) {
                     Some(Ok(frame)) => frame,
-                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                    Some(Err(error)) => {
+                        recording.fault.set(Some(ClientFault::Left));
+                        return Poll::Ready(Some(Err(error)));
+                    }
                     None => {
-                        if let Some(recording) = &this.recording {
-                            recording.complete.set(true);
-                        }
+                        recording.complete.set(true);
                         return Poll::Ready(None);
                     }
                 };
                 let ends = body.is_end_stream();
-                if let Err(error) = this.seen(&frame, ends) {
-                    return Poll::Ready(Some(Err(error)));
-                }
-                Poll::Ready(Some(Ok(frame)))
+                let seen = recording.seen(&frame, ends, &mut this.remaining);
+                Poll::Ready(Some(seen.map(|()| frame)))
             }
             RequestSource::Replay { chunks, trailers } => Poll::Ready(
                 chunks
@@ -159,14 +185,14 @@ impl Body for RequestBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            RequestSource::Client(body) => body.is_end_stream(),
+            RequestSource::Client(body, _) => body.is_end_stream(),
             RequestSource::Replay { chunks, trailers } => chunks.len() == 0 && trailers.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            RequestSource::Client(body) => body.size_hint(),
+            RequestSource::Client(body, _) => body.size_hint(),
             RequestSource::Replay { chunks, .. } => SizeHint::with_exact(
                 chunks
                     .as_slice()

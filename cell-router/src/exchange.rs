@@ -1,12 +1,13 @@
 //! One request and its answer, from the moment a cell was chosen: what is counted when it ends.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode};
 
+use crate::body::{ClientFault, Recording};
 use crate::metrics::Class;
-use crate::upstream::{Conn, Target};
+use crate::upstream::{Conn, Probe, Target};
 use crate::worker::Worker;
 
 /// How an exchange ended.
@@ -20,7 +21,12 @@ pub enum Outcome {
     TimedOut,
     /// The client left.
     Cancelled,
+    /// The client sent more than it may.
+    TooLarge,
 }
+
+/// A cell that is given less than this by a client need not have answered.
+const FAIR_TIME: Duration = Duration::from_secs(1);
 
 /// The part of a request that access logs name.
 #[derive(Clone, Debug)]
@@ -33,6 +39,8 @@ pub struct Described {
     pub key: Option<u64>,
     /// The trace.
     pub traceparent: Option<String>,
+    /// Why the router gave it up, when it did.
+    pub error: Option<String>,
 }
 
 /// A request on its way to a cell and the answer on its way back. Ends by [`Exchange::finish`] or when dropped.
@@ -44,7 +52,14 @@ pub struct Exchange {
     grpc_status: Option<u16>,
     http_status: Option<StatusCode>,
     conn: Option<Rc<Conn>>,
+    /// What the client does with its request.
+    request: Option<Rc<Recording>>,
+    /// When the cell was asked, if that was not at once.
+    asked: Option<Instant>,
+    probe: Option<Box<Probe>>,
     described: Option<Box<Described>>,
+    /// Whether the access log takes it however it ends.
+    sampled: bool,
     done: bool,
 }
 
@@ -53,6 +68,7 @@ impl Exchange {
     pub fn start(worker: &Rc<Worker>, target: &Rc<Target>, started: Instant, grpc: bool) -> Self {
         worker.metrics.in_flight.add(1);
         target.metrics.in_flight.add(1);
+        target.cell_in_flight.add(1);
         Exchange {
             worker: Rc::clone(worker),
             target: Rc::clone(target),
@@ -61,20 +77,71 @@ impl Exchange {
             grpc_status: None,
             http_status: None,
             conn: None,
+            request: None,
+            asked: None,
+            probe: None,
             described: None,
+            sampled: false,
             done: false,
         }
     }
 
-    /// Has the access log name it.
-    pub fn describe(&mut self, described: Described) {
-        self.described = Some(Box::new(described));
+    /// The access log takes it however it ends.
+    pub fn sample(&mut self, described: Option<Box<Described>>) {
+        self.sampled = described.is_some();
+        self.described = described;
+    }
+
+    /// Leaves the line in the access log to the one that goes on for it.
+    pub fn take_sample(&mut self) -> Option<Box<Described>> {
+        std::mem::take(&mut self.sampled)
+            .then(|| self.described.take())
+            .flatten()
+    }
+
+    /// It fails: the access log may take it, and should name it.
+    pub fn describe_failure(&mut self, error: Option<&str>, describe: impl FnOnce() -> Described) {
+        let described = self.described.get_or_insert_with(|| Box::new(describe()));
+        described.error = error.map(str::to_owned);
+    }
+
+    /// The body that the client sends.
+    pub fn sends(&mut self, request: Rc<Recording>) {
+        self.request = Some(request);
+    }
+
+    /// It waited before the cell was asked.
+    pub fn asked_at(&mut self, asked: Instant) {
+        self.asked = Some(asked);
+    }
+
+    /// It tries a circuit that is open.
+    pub fn probes(&mut self, probe: Option<Box<Probe>>) {
+        self.probe = probe;
     }
 
     /// The connection that carries it.
     pub fn carried_by(&mut self, conn: Rc<Conn>) {
         if let Some(before) = self.conn.replace(conn) {
             before.released();
+        }
+    }
+
+    /// The pod that has it failed, and another one is tried.
+    pub fn pod_failed(&mut self) {
+        if let Some(conn) = self.conn.take() {
+            conn.ended(Some(true));
+        }
+    }
+
+    /// Whether the head of the answer says that the cell failed.
+    #[must_use]
+    pub fn head_failed(&self) -> bool {
+        match self.grpc_status {
+            Some(_) => self.class() == Class::Server,
+            None => self
+                .http_status
+                .is_some_and(|status| status.is_server_error()),
         }
     }
 
@@ -107,26 +174,43 @@ impl Exchange {
         }
         self.worker.metrics.in_flight.sub(1);
         self.target.metrics.in_flight.sub(1);
+        self.target.cell_in_flight.sub(1);
+        let outcome = self.by_whom(outcome);
         let class = match outcome {
             Outcome::Answered => self.class(),
             Outcome::Broken => Class::Transport,
             Outcome::TimedOut => Class::Server,
             Outcome::Cancelled => Class::Cancelled,
+            Outcome::TooLarge => Class::Client,
         };
         let took = self.started.elapsed();
         self.target.metrics.ended(class, took);
-        let faulty = self.faulty(outcome);
+        let faulty = self.faulty(outcome, took);
+        let mut counts = true;
         if let Some(conn) = self.conn.take() {
             conn.ended(faulty);
+            // A connection that breaks takes many requests along, and is one failure.
+            counts = outcome != Outcome::Broken || conn.blamed_first();
         }
         match faulty {
-            Some(true) => self.worker.failed(&self.target, || self.explain(outcome)),
+            Some(true) if counts => self.worker.failed(&self.target, || self.explain(outcome)),
             Some(false) => self.target.succeeded(),
-            None => {}
+            _ => {}
         }
+        // Without a verdict, the next one may try.
+        self.probe = None;
         let failed = matches!(class, Class::Server | Class::Transport);
-        if self.worker.logs(failed) {
-            self.log(class, took);
+        if self.sampled || (failed && self.worker.logs_failure()) {
+            self.log(outcome, class, took);
+        }
+    }
+
+    /// What looks like the cell's end of it may be the client's.
+    fn by_whom(&self, outcome: Outcome) -> Outcome {
+        match self.request.as_ref().and_then(|request| request.fault()) {
+            Some(ClientFault::Left) if outcome == Outcome::Broken => Outcome::Cancelled,
+            Some(ClientFault::TooLarge) if outcome == Outcome::Broken => Outcome::TooLarge,
+            _ => outcome,
         }
     }
 
@@ -138,10 +222,11 @@ impl Exchange {
     }
 
     /// Whether the end says something about the cell: that it failed, that it works, or nothing.
-    fn faulty(&self, outcome: Outcome) -> Option<bool> {
+    fn faulty(&self, outcome: Outcome, took: Duration) -> Option<bool> {
         match outcome {
-            Outcome::Broken | Outcome::TimedOut => Some(true),
-            Outcome::Cancelled => None,
+            Outcome::Broken => Some(true),
+            Outcome::TimedOut => self.had_time(took).then_some(true),
+            Outcome::Cancelled | Outcome::TooLarge => None,
             Outcome::Answered => Some(match self.grpc_status {
                 Some(status) => status == 14,
                 None => self
@@ -149,6 +234,25 @@ impl Exchange {
                     .is_some_and(|status| matches!(status.as_u16(), 502..=504)),
             }),
         }
+    }
+
+    /// Whether the cell had the whole request, and time enough to answer it.
+    fn had_time(&self, took: Duration) -> bool {
+        let awaits_client = self
+            .request
+            .as_ref()
+            .is_some_and(|request| request.awaits_client());
+        if awaits_client || self.http_status.is_some() {
+            return false;
+        }
+        let given = self.asked.map_or(took, |asked| asked.elapsed());
+        let default = self.worker.shared.config.load().limits.default_deadline.0;
+        let fair = if default.is_zero() {
+            FAIR_TIME
+        } else {
+            FAIR_TIME.min(default)
+        };
+        given >= fair
     }
 
     fn class(&self) -> Class {
@@ -168,7 +272,7 @@ impl Exchange {
         }
     }
 
-    fn log(&self, class: Class, took: std::time::Duration) {
+    fn log(&self, outcome: Outcome, class: Class, took: Duration) {
         let described = self.described.as_deref();
         tracing::info!(
             target: "access",
@@ -181,6 +285,8 @@ impl Exchange {
             http_status = self.http_status.map(|status| status.as_u16()),
             grpc_status = self.grpc_status,
             class = class.as_str(),
+            outcome = ?outcome,
+            error = described.and_then(|d| d.error.as_deref()),
             micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             "request"
         );

@@ -62,6 +62,12 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
+    // What gRPC says with it goes through; anything else is about this connection, and HTTP/2 knows no other.
+    if let Some(te) = headers.remove(header::TE)
+        && te.as_bytes().eq_ignore_ascii_case(b"trailers")
+    {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
 }
 
 /// Makes a trace when the client brought none.
@@ -151,6 +157,7 @@ mod tests {
             ("x-mine", "1"),
             ("keep-alive", "5"),
             ("transfer-encoding", "chunked"),
+            ("te", "gzip"),
             ("x-yours", "2"),
         ] {
             headers.insert(name, HeaderValue::from_static(value));
@@ -160,6 +167,9 @@ mod tests {
             headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
             ["x-yours"]
         );
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers[header::TE], "trailers", "as gRPC wants it");
     }
 
     #[test]

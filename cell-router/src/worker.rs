@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use titan_routing::{AssignmentState, CellEndpoint, RoutingTable};
 
-use crate::config::Config;
-use crate::metrics::ThreadMetrics;
+use crate::config::{AccessLog, Config};
+use crate::metrics::{Counter, ThreadMetrics};
 use crate::resilience::budget::RetryBudget;
 use crate::services::Services;
 use crate::shared::{CellShared, Shared};
@@ -25,6 +25,8 @@ pub struct Worker {
     pub budget: RetryBudget,
     /// Requests that wait for a range, by its first key.
     pub held: RefCell<HashMap<u64, usize>>,
+    /// How many threads there are.
+    pub threads: usize,
     view: RefCell<Rc<View>>,
     sampled: Cell<u32>,
     error_logs: Cell<(u64, u32)>,
@@ -51,6 +53,7 @@ pub struct View {
 pub struct CellTargets {
     /// What all threads share.
     pub shared: Arc<CellShared>,
+    in_flight: Arc<Counter>,
     endpoint: CellEndpoint,
     services: Rc<Services>,
     targets: Vec<OnceCell<Rc<Target>>>,
@@ -74,6 +77,7 @@ impl Worker {
             metrics: shared.metrics.thread(),
             budget: RetryBudget::new(&config.retry, Instant::now()),
             held: RefCell::default(),
+            threads: crate::listener::threads(&config),
             view: RefCell::new(Rc::new(view)),
             sampled: Cell::new(0),
             error_logs: Cell::new((0, 0)),
@@ -115,6 +119,7 @@ impl Worker {
         let made = Rc::new(Target {
             health: self.shared.health(&cell.shared.name, &name),
             metrics: self.shared.metrics.pair(&cell.shared.name, &name),
+            cell_in_flight: Arc::clone(&cell.in_flight),
             pool: Pool::new(
                 &entry.name,
                 &cell.endpoint.endpoint,
@@ -153,20 +158,9 @@ impl Worker {
         }
     }
 
-    /// Whether the access log takes this request.
+    /// Whether the access log takes this request, however it ends. Asked once, when it starts.
     #[must_use]
-    pub fn logs(&self, failed: bool) -> bool {
-        let view = self.view.borrow();
-        let log = &view.config.access_log;
-        if failed && log.errors_per_second > 0 {
-            let second = self.shared.clock.now_ms() / 1000;
-            let (of, count) = self.error_logs.get();
-            let count = if of == second { count + 1 } else { 1 };
-            self.error_logs.set((second, count));
-            if count <= log.errors_per_second {
-                return true;
-            }
-        }
+    pub fn samples(&self, log: &AccessLog) -> bool {
         if log.sample == 0 {
             return false;
         }
@@ -175,21 +169,25 @@ impl Worker {
         next >= log.sample
     }
 
-    /// Whether the access log will take the next request that does not fail.
+    /// Whether the access log takes a request that failed.
     #[must_use]
-    pub fn logs_next(&self, view: &View) -> bool {
-        let sample = view.config.access_log.sample;
-        sample > 0 && self.sampled.get() + 1 >= sample
+    pub fn logs_failure(&self) -> bool {
+        let most = self.view.borrow().config.access_log.errors_per_second;
+        let second = self.shared.clock.now_ms() / 1000;
+        let (of, count) = self.error_logs.get();
+        let count = if of == second { count + 1 } else { 1 };
+        self.error_logs.set((second, count));
+        count <= most
     }
 
-    /// Closes idle connections to pods.
-    pub fn reap(&self) {
+    /// Closes connections to pods that were idle for so long.
+    pub fn reap(&self, idle: Duration) {
         let view = self.view();
         let now_ms = self.shared.clock.now_ms();
         let known = view.known.borrow();
         for cell in known.values() {
             for target in cell.targets.iter().filter_map(OnceCell::get) {
-                target.pool.reap(now_ms, view.config.upstream.idle.0);
+                target.pool.reap(now_ms, idle);
             }
         }
     }
@@ -244,8 +242,10 @@ impl View {
         {
             return Rc::clone(cell);
         }
+        let of_all = shared.cell(&endpoint.cell);
         let cell = Rc::new(CellTargets {
-            shared: shared.cell(&endpoint.cell),
+            in_flight: of_all.counter(),
+            shared: of_all,
             endpoint: endpoint.clone(),
             targets: vec![OnceCell::new(); self.services.len()],
             services: Rc::clone(&self.services),

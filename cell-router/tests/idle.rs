@@ -61,7 +61,7 @@ async fn ten_thousand_idle_connections_do_not_take_the_memory_of_requests() {
     assert!(most < 256 * MIB, "more than the pod has");
     // The clients hold on to their side, and there is room for requests again.
     router
-        .reaches("cell_router_overloaded", |over| over == 0.0)
+        .reaches("cell_router_memory_short", |short| short == 0.0)
         .await;
     assert_eq!(Client::connect(router.listen).await.get(5).await.pod(), "a");
     println!("afterwards: RSS {} MiB", router.resident() / MIB);

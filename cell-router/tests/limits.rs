@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cell_router::config::{Config, Span};
+use cell_router::config::{Config, Share, Span};
 use cell_router::deadline;
 use http::{HeaderValue, Method, Request};
 use support::{
@@ -197,6 +197,7 @@ async fn more_requests_than_allowed_are_refused_at_once() {
     let silent = pod_with(Arc::new(|_| PodAnswer::Silence)).await;
     let mut config = narrow();
     config.limits.in_flight = 4;
+    config.limits.per_cell_in_flight = Share::Percent(100);
     let router = router(config, Some(&one_cell(&silent))).await;
     let client = Client::connect(router.listen).await;
     let timeout = [("x-titan-key", "5"), ("grpc-timeout", "1S")];
@@ -301,6 +302,56 @@ async fn requests_are_refused_while_memory_is_short() {
     router.shared.use_config(narrow()).unwrap();
     until("memory again", || !router.shared.is_overloaded()).await;
     assert_eq!(client.get(5).await.pod(), "a");
+}
+
+#[tokio::test]
+async fn limits_of_connections_change_without_a_restart() {
+    let a = pod("a").await;
+    let router = router(narrow(), Some(&one_cell(&a))).await;
+    let client = Client::connect(router.listen).await;
+    assert_eq!(client.get(5).await.pod(), "a");
+    let mut few = narrow();
+    few.limits.connections = 1;
+    router.shared.use_config(few).unwrap();
+    let mut refused = TcpStream::connect(router.listen).await.unwrap();
+    assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
+    router.shared.use_config(narrow()).unwrap();
+    assert_eq!(Client::connect(router.listen).await.get(5).await.pod(), "a");
+}
+
+/// A client that sends a byte now and then holds a connection for as long as it likes, unless its head has to end.
+#[tokio::test]
+async fn a_head_that_trickles_in_is_cut_off_and_an_idle_connection_is_not() {
+    let a = pod("a").await;
+    let mut config = narrow();
+    config.limits.header_timeout = Span(Duration::from_secs(1));
+    let router = router(config, Some(&one_cell(&a))).await;
+    let request = format!("GET {PATH} HTTP/1.1\r\nHost: x\r\nx-titan-key: 5\r\n\r\n");
+    let mut idle = TcpStream::connect(router.listen).await.unwrap();
+    let answered = async |stream: &mut TcpStream| {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n0\r\n\r\n") {
+            seen.push(stream.read_u8().await.unwrap());
+        }
+    };
+    answered(&mut idle).await;
+
+    let mut slow = TcpStream::connect(router.listen).await.unwrap();
+    // The head of a second request is no different.
+    answered(&mut slow).await;
+    slow.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
+    let (mut read, mut write) = slow.into_split();
+    let trickle = tokio::spawn(async move {
+        while write.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let mut rest = Vec::new();
+    let end = tokio::time::timeout(support::PATIENCE, read.read_to_end(&mut rest)).await;
+    assert!(end.is_ok(), "it is let go on");
+    trickle.abort();
+    answered(&mut idle).await;
 }
 
 #[tokio::test]

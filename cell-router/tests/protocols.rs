@@ -4,7 +4,7 @@
 
 mod support;
 
-use cell_router::config::Config;
+use cell_router::config::{Config, Span};
 use cell_router::router::{Router, Start};
 use std::net::SocketAddr;
 use support::{Client, config, pod, router, row, table, until};
@@ -98,12 +98,49 @@ async fn http1_and_websocket_go_through() {
     }
 }
 
+/// A client that gets a pipe to a pod could speak for the router in it.
+#[tokio::test]
+async fn nothing_but_a_websocket_is_upgraded() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let upgrade = String::from_utf8_lossy(&head)
+                .to_lowercase()
+                .contains("upgrade");
+            let answer = if upgrade {
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+            } else {
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+            };
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let rows = vec![row(0, 9, "cell-001", Active)];
+    let router = router(config(), Some(&table(1, rows, &[("cell-001", &endpoint)]))).await;
+    for wanted in ["h2c", "websockets", "TLS/1.0", "h2c, websocket"] {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: chat.example.com\r\nx-titan-key: 5\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: {wanted}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        );
+        let answer = raw(router.listen, &request).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"),
+            "{wanted}: {answer}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn anonymous_requests_go_to_a_healthy_cell() {
     let (a, b) = (pod("a").await, pod("b").await);
     let mut config = config();
     config.anonymous = true;
     config.breaker.consecutive_failures = 3;
+    config.breaker.min_span = Span(std::time::Duration::ZERO);
     let rows = vec![
         row(0, 9, "cell-001", Active),
         row(10, 19, "cell-002", Active),
@@ -214,6 +251,8 @@ fn configurations_are_checked_as_a_whole() {
         ("trustedPeers: secret", "trustSecretFile"),
         ("limits: { idle: 5 minutes }", "not a duration"),
         ("limits: { headerBytes: 10 }", "at least 1024"),
+        ("limits: { perCellInFlight: 120% }", "no share"),
+        ("upstream: { minTtl: 31s }", "minTtl"),
     ];
     let file = tempfile::NamedTempFile::new().unwrap();
     for (text, wanted) in wrong {

@@ -210,6 +210,7 @@ async fn a_dead_cell_opens_its_circuit_and_hurts_nobody_else() {
     let cells = [("cell-001", &*a.endpoint()), ("cell-002", &*b.endpoint())];
     let mut config = config();
     config.breaker.consecutive_failures = 5;
+    config.breaker.min_span = Span(Duration::ZERO);
     config.breaker.open = Span(Duration::from_millis(50));
     config.breaker.max_open = Span(Duration::from_millis(100));
     let rows = vec![

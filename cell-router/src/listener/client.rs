@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ pub(super) struct Client {
     in_flight: Cell<usize>,
     /// When its last answer ended, in milliseconds since start.
     quiet_since_ms: Cell<u64>,
+    /// When the head began that is not here whole yet, in milliseconds since start; 0 when there is none.
+    head_since_ms: Arc<AtomicU64>,
     /// Answers of which a part waits until the client takes it.
     waiting: Cell<usize>,
     /// Grows whenever the client took something.
@@ -39,6 +43,7 @@ impl Client {
             reaped: Cell::new(false),
             in_flight: Cell::new(0),
             quiet_since_ms: Cell::new(clock.now_ms()),
+            head_since_ms: Arc::default(),
             waiting: Cell::new(0),
             taken: Cell::new(0),
             taken_seen: Cell::new(0),
@@ -62,14 +67,20 @@ impl Client {
         self.reaped.get()
     }
 
-    /// Keeps the connection from being idle.
+    /// Where it is noted when the head of a request begins.
+    pub(super) fn heads(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.head_since_ms)
+    }
+
+    /// A request came: keeps the connection from being idle.
     pub(super) fn busy(client: &Rc<Client>) -> Busy {
+        client.head_since_ms.store(0, Relaxed);
         client.in_flight.set(client.in_flight.get() + 1);
         Busy(Rc::clone(client))
     }
 
-    /// Tells it to leave when it was idle or took nothing for too long. True the first time.
-    pub(super) fn reap(&self, idle: Duration, stalled: Duration) -> bool {
+    /// Tells it to leave when it was idle, sent a head too slowly or took nothing for too long. True the first time.
+    pub(super) fn reap(&self, idle: Duration, head: Duration, stalled: Duration) -> bool {
         let now_ms = self.clock.now_ms();
         let longer = |since_ms: u64, limit: Duration| {
             Duration::from_millis(now_ms.saturating_sub(since_ms)) > limit
@@ -79,9 +90,12 @@ impl Client {
             self.taken_seen.set(taken);
             self.stalled_since_ms.set(now_ms);
         }
-        let idle = self.in_flight.get() == 0 && longer(self.quiet_since_ms.get(), idle);
+        let quiet = self.in_flight.get() == 0;
+        let idle = quiet && longer(self.quiet_since_ms.get(), idle);
+        let head_since_ms = self.head_since_ms.load(Relaxed);
+        let slow = quiet && head_since_ms != 0 && longer(head_since_ms, head);
         let stalled = longer(self.stalled_since_ms.get(), stalled);
-        if !(idle || stalled) || self.reaped.replace(true) {
+        if !(idle || slow || stalled) || self.reaped.replace(true) {
             return false;
         }
         self.leave();
@@ -97,6 +111,8 @@ impl Drop for Busy {
         let client = &self.0;
         client.in_flight.set(client.in_flight.get() - 1);
         client.quiet_since_ms.set(client.clock.now_ms());
+        // What came meanwhile was the body.
+        client.head_since_ms.store(0, Relaxed);
     }
 }
 

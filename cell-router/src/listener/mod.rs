@@ -2,6 +2,7 @@
 
 mod client;
 mod h2;
+mod heads;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -14,11 +15,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use client::{Client, Watched};
+use heads::Heads;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -61,14 +63,13 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
     let clients: Rc<RefCell<Vec<Weak<Client>>>> = Rc::default();
     let housekeeping = tokio::task::spawn_local(keep_house(worker.clone(), clients.clone()));
     let mut phases = worker.shared.phase.subscribe();
-    let config = worker.shared.config.load_full();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = phases.wait_for(|phase| *phase == Phase::Draining) => break,
         };
         match accepted {
-            Ok((stream, address)) => admit(&worker, &clients, &config, stream, address),
+            Ok((stream, address)) => admit(&worker, &clients, stream, address),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 // Out of file descriptors: it gets better when connections end.
@@ -78,7 +79,7 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
     }
     // Connections that the kernel completed already are served, too.
     while let Some(Ok((stream, address))) = futures::FutureExt::now_or_never(listener.accept()) {
-        admit(&worker, &clients, &config, stream, address);
+        admit(&worker, &clients, stream, address);
     }
     drop(listener);
     for client in clients.borrow().iter().filter_map(Weak::upgrade) {
@@ -93,13 +94,13 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
 fn admit(
     worker: &Rc<Worker>,
     clients: &Rc<RefCell<Vec<Weak<Client>>>>,
-    config: &Arc<Config>,
     stream: TcpStream,
     address: SocketAddr,
 ) {
+    // A connection keeps the limits that it began with.
+    let config = worker.shared.config.load_full();
     worker.metrics.accepted.add(1);
-    let threads = threads(config) as u64;
-    let most = (config.limits.connections as u64).div_ceil(threads);
+    let most = (config.limits.connections as u64).div_ceil(worker.threads as u64);
     let full = worker.metrics.connections.get() >= most;
     if full || worker.shared.memory_short.load(Relaxed) {
         worker.metrics.refused_connections.add(1);
@@ -113,7 +114,6 @@ fn admit(
     clients.borrow_mut().push(Rc::downgrade(&client));
     worker.metrics.connections.add(1);
     let worker = Rc::clone(worker);
-    let config = Arc::clone(config);
     tokio::task::spawn_local(async move {
         let open = OpenConnection(worker);
         let limit = config.limits.header_timeout.0;
@@ -226,16 +226,16 @@ async fn h1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     peer: Rc<Peer>,
     stream: S,
 ) {
-    let limits = &config.limits;
+    let heads = Heads::new(stream, client.heads(), worker.shared.clock);
     let service = {
         let (worker, client) = (Rc::clone(worker), Rc::clone(&client));
         service_fn(move |request| answer(&worker, &client, &peer, request))
     };
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout.0.max(limits.idle.0))
-        .max_buf_size((limits.header_bytes as usize).max(8 * 1024))
-        .serve_connection(TokioIo::new(stream), service)
+        // Housekeeping tells a head that takes too long from a connection that does nothing.
+        .header_read_timeout(None)
+        .max_buf_size((config.limits.header_bytes as usize).max(8 * 1024))
+        .serve_connection(TokioIo::new(heads), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     tokio::select! {
@@ -279,20 +279,24 @@ async fn keep_house(worker: Rc<Worker>, clients: Rc<RefCell<Vec<Weak<Client>>>>)
         tokio::time::sleep(Duration::from_secs(1)).await;
         let config = worker.shared.config.load_full();
         let limits = &config.limits;
-        let idle = if worker.shared.memory_short.load(Relaxed) {
-            limits.idle.0.min(IDLE_WHEN_SHORT)
-        } else {
-            limits.idle.0
+        let short = worker.shared.memory_short.load(Relaxed);
+        let idle = |idle: Duration| {
+            if short {
+                idle.min(IDLE_WHEN_SHORT)
+            } else {
+                idle
+            }
         };
+        let idle_clients = idle(limits.idle.0);
         clients.borrow_mut().retain(|client| {
             let Some(client) = client.upgrade() else {
                 return false;
             };
-            if client.reap(idle, limits.stalled.0) {
+            if client.reap(idle_clients, limits.header_timeout.0, limits.stalled.0) {
                 worker.metrics.reaped_connections.add(1);
             }
             true
         });
-        worker.reap();
+        worker.reap(idle(config.upstream.idle.0));
     }
 }

@@ -10,7 +10,7 @@ use titan_routing::Epoch;
 use super::Passage;
 use super::head::{Head, head_back};
 use super::route::Route;
-use crate::body::{Recording, RequestBody, ResponseBody};
+use crate::body::{ClientFault, Recording, RequestBody, ResponseBody};
 use crate::config::{Config, Protocol};
 use crate::exchange::{Exchange, Outcome};
 use crate::identity::EPOCH;
@@ -31,20 +31,21 @@ impl Passage {
         let config = &*view.config;
         self.worker.budget.request(&config.retry);
         let recording = Recording::new(config.retry.body_bytes);
+        exchange.sends(Rc::clone(&recording));
         let mut body = Some(RequestBody::new(
             client_body,
-            Some(Rc::clone(&recording)),
+            Rc::clone(&recording),
             config.limits.body_bytes,
         ));
         let mut attempt = 0_u32;
         loop {
             attempt += 1;
             let Some(request_body) = body.take().or_else(|| recording.replay()) else {
-                exchange.finish(Outcome::Broken);
-                return Err(Rejection::new(
+                let broken = Rejection::new(
                     Reason::Broken,
                     "the request broke off and cannot be replayed",
-                ));
+                );
+                return Err(self.give_up(&mut exchange, Outcome::Broken, broken));
             };
             let head = Head {
                 parts: &self.head,
@@ -61,20 +62,25 @@ impl Passage {
             let response = match sent {
                 Some(Ok(response)) => response,
                 None => {
-                    exchange.finish(Outcome::TimedOut);
-                    return Err(Rejection::new(
+                    let late = Rejection::new(
                         Reason::Deadline,
                         format!(
                             "{} of {} did not answer in time",
                             route.target.service, route.target.cell.name
                         ),
-                    ));
+                    );
+                    return Err(self.give_up(&mut exchange, Outcome::TimedOut, late));
                 }
                 Some(Err(Failed::NoPod(message))) => {
-                    exchange.finish(Outcome::Broken);
-                    return Err(Rejection::new(Reason::Unreachable, message));
+                    let unreachable = Rejection::new(Reason::Unreachable, message);
+                    return Err(self.give_up(&mut exchange, Outcome::Broken, unreachable));
                 }
                 Some(Err(Failed::Send(mut failure))) => {
+                    if let Some(fault) = recording.fault() {
+                        let refused = client_fault(fault, config);
+                        return Err(self.give_up(&mut exchange, Outcome::Broken, refused));
+                    }
+                    let pods_fault = failure.is_the_pods_fault();
                     if let Some(unsent) = failure.unsent.take() {
                         body = Some(*unsent);
                     }
@@ -86,16 +92,19 @@ impl Passage {
                         && possible
                         && self.may_retry(&route.target, config, body.is_some())
                     {
+                        if pods_fault {
+                            exchange.pod_failed();
+                        }
                         continue;
                     }
-                    exchange.finish(Outcome::Broken);
-                    return Err(Rejection::new(
+                    let broken = Rejection::new(
                         Reason::Broken,
                         format!(
                             "the connection to {} of {} broke: {}",
                             route.target.service, route.target.cell.name, failure.error
                         ),
-                    ));
+                    );
+                    return Err(self.give_up(&mut exchange, Outcome::Broken, broken));
                 }
             };
             exchange.answered(response.status(), response.headers());
@@ -104,21 +113,41 @@ impl Passage {
                 && recording.replay().is_some()
                 && self.may_retry(&route.target, config, false)
                 && Box::pin(self.wait_for(newer, config.retry.table_wait.0)).await
-                && let Some(next) = self.reroute()
+                && let Some(mut next) = self.reroute()
             {
                 drop(response);
                 if !Rc::ptr_eq(&next.target, &route.target) {
+                    let sample = exchange.take_sample();
                     exchange.finish(Outcome::Answered);
-                    exchange = Exchange::start(&self.worker, &next.target, self.started, self.grpc);
+                    exchange = self.exchange(&mut next);
+                    exchange.sample(sample);
+                    exchange.asked_at(Instant::now());
+                    exchange.sends(Rc::clone(&recording));
                 }
                 route = next;
                 continue;
+            }
+            recording.forget();
+            if exchange.head_failed() {
+                exchange.describe_failure(None, || self.describe());
             }
             let until = self.deadline.filter(|_| self.deadline_of_client);
             return Ok(head_back(response, self.head.version, |body| {
                 ResponseBody::cell(body, exchange, until)
             }));
         }
+    }
+
+    /// Ends it without an answer of the cell.
+    fn give_up(
+        &self,
+        exchange: &mut Exchange,
+        outcome: Outcome,
+        rejection: Rejection,
+    ) -> Rejection {
+        exchange.describe_failure(Some(&rejection.message), || self.describe());
+        exchange.finish(outcome);
+        rejection
     }
 
     /// What is left of the deadline, when the cell has to be told another one than the client gave.
@@ -183,7 +212,9 @@ impl Passage {
             protocol: Protocol::H1,
         };
         let client = upgrade::on_client(&self.head);
-        let mut request = head.request(RequestBody::new(client_body, None, 0), None)?;
+        let recording = Recording::new(0);
+        exchange.sends(Rc::clone(&recording));
+        let mut request = head.request(RequestBody::new(client_body, recording, 0), None)?;
         upgrade::keep_headers(&self.head, request.headers_mut());
         let sent = within(
             self.deadline,
@@ -193,23 +224,30 @@ impl Passage {
         let response = match sent {
             Some(Ok(response)) => response,
             Some(Err(Failed::NoPod(message))) => {
-                exchange.finish(Outcome::Broken);
-                return Err(Rejection::new(Reason::Unreachable, message));
+                let unreachable = Rejection::new(Reason::Unreachable, message);
+                return Err(self.give_up(&mut exchange, Outcome::Broken, unreachable));
             }
             Some(Err(Failed::Send(failure))) => {
-                exchange.finish(Outcome::Broken);
-                return Err(Rejection::new(Reason::Broken, failure.error.to_string()));
+                let broken = Rejection::new(Reason::Broken, failure.error.to_string());
+                return Err(self.give_up(&mut exchange, Outcome::Broken, broken));
             }
             None => {
-                exchange.finish(Outcome::TimedOut);
-                return Err(Rejection::new(
-                    Reason::Deadline,
-                    "the cell did not answer in time",
-                ));
+                let late = Rejection::new(Reason::Deadline, "the cell did not answer in time");
+                return Err(self.give_up(&mut exchange, Outcome::TimedOut, late));
             }
         };
         exchange.answered(response.status(), response.headers());
         Ok(upgrade::join(response, client, exchange))
+    }
+}
+
+fn client_fault(fault: ClientFault, config: &Config) -> Rejection {
+    match fault {
+        ClientFault::Left => Rejection::new(
+            Reason::ClientLeft,
+            "the client left before its request was complete",
+        ),
+        ClientFault::TooLarge => Rejection::too_large(config.limits.body_bytes),
     }
 }
 

@@ -5,10 +5,11 @@ mod head;
 mod route;
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response};
 use http_body::Body as _;
+use route::Route;
 use titan_routing::Key;
 
 use crate::body::ResponseBody;
@@ -34,42 +35,64 @@ pub async fn handle(
     };
     outcome.unwrap_or_else(|rejection| {
         worker.metrics.rejected(rejection.reason);
-        tracing::debug!(reason = rejection.reason.as_str(), "{}", rejection.message);
         rejection.response(grpc)
     })
 }
 
-/// One request under way.
-struct Passage {
-    worker: Rc<Worker>,
-    grpc: bool,
-    started: Instant,
-    /// Until when the head of the answer must be here.
-    deadline: Option<Instant>,
-    /// Whether the client set the deadline, so that it also ends the body.
-    deadline_of_client: bool,
-    /// Whether it is shorter than the one that the client set.
-    deadline_cut: bool,
-    service: usize,
-    claim: Claim,
-    key: Option<Key>,
-    /// Chooses the cell of an anonymous request.
-    anonymous_hash: u64,
-    head: http::request::Parts,
-    body: Option<Inbound>,
+/// Logs what never became an exchange, which logs itself. What is nobody's fault but the client's is sampled only: it must
+/// not take the room of failures.
+fn log_rejection(worker: &Worker, described: impl FnOnce() -> Described, rejection: &Rejection) {
+    let failed = rejection.reason.http_status().is_server_error();
+    let takes = if failed {
+        worker.logs_failure()
+    } else {
+        worker.samples(&worker.view().config.access_log)
+    };
+    if !takes {
+        return;
+    }
+    let described = described();
+    tracing::info!(
+        target: "access",
+        reason = rejection.reason.as_str(),
+        method = described.method.as_str(),
+        path = described.path,
+        key = described.key,
+        traceparent = described.traceparent,
+        error = &*rejection.message,
+        "rejected"
+    );
 }
 
-impl Passage {
-    fn new(
-        worker: Rc<Worker>,
+fn describe(head: &http::request::Parts, key: Option<Key>) -> Described {
+    let traceparent = head.headers.get("traceparent");
+    Described {
+        method: head.method.clone(),
+        path: head.uri.path().to_owned(),
+        key: key.map(Key::get),
+        traceparent: traceparent.and_then(|value| Some(value.to_str().ok()?.to_owned())),
+        error: None,
+    }
+}
+
+/// What the head of a request says about its way.
+struct Wish {
+    service: usize,
+    claim: Claim,
+    /// The deadline that the client set.
+    of_client: Option<Duration>,
+}
+
+impl Wish {
+    fn read(
+        worker: &Worker,
+        view: &View,
         peer: &Peer,
         grpc: bool,
-        request: Request<Inbound>,
+        head: &http::request::Parts,
+        body: &Inbound,
     ) -> Result<Self, Rejection> {
-        let started = Instant::now();
-        let view = worker.view();
         let config = &view.config;
-        let (mut head, body) = request.into_parts();
         // The watch over the whole process looks now and then; a thread knows at once what it has.
         let crowded = worker.metrics.in_flight.get() >= config.limits.in_flight as u64;
         if crowded || worker.shared.is_overloaded() {
@@ -97,32 +120,73 @@ impl Passage {
         })?;
         let limit = config.limits.body_bytes;
         if limit > 0 && body.size_hint().lower() > limit {
-            return Err(Rejection::new(
-                Reason::TooLarge,
-                format!("the body is larger than {limit} bytes (`limits.bodyBytes`)"),
-            ));
+            return Err(Rejection::too_large(limit));
         }
-        let claim = worker
-            .shared
-            .identity
-            .claim(config, view.table.mode(), peer, &head.headers)?;
+        let identity = &worker.shared.identity;
+        let claim = identity.claim(config, view.table.mode(), peer, &head.headers)?;
         let of_client = if grpc {
             deadline::of(&head.headers)?
         } else {
             None
         };
-        let deadline = deadline::effective(of_client, &config.limits);
+        Ok(Wish {
+            service,
+            claim,
+            of_client,
+        })
+    }
+}
+
+/// One request under way.
+struct Passage {
+    worker: Rc<Worker>,
+    grpc: bool,
+    started: Instant,
+    /// When a cell was found for it, if it had to wait for that.
+    asked: Option<Instant>,
+    /// Until when the head of the answer must be here.
+    deadline: Option<Instant>,
+    /// Whether the client set the deadline, so that it also ends the body.
+    deadline_of_client: bool,
+    /// Whether it is shorter than the one that the client set.
+    deadline_cut: bool,
+    service: usize,
+    claim: Claim,
+    key: Option<Key>,
+    /// Chooses the cell of an anonymous request.
+    anonymous_hash: u64,
+    head: http::request::Parts,
+    body: Option<Inbound>,
+}
+
+impl Passage {
+    fn new(
+        worker: Rc<Worker>,
+        peer: &Peer,
+        grpc: bool,
+        request: Request<Inbound>,
+    ) -> Result<Self, Rejection> {
+        let started = Instant::now();
+        let view = worker.view();
+        let (mut head, body) = request.into_parts();
+        let wish =
+            Wish::read(&worker, &view, peer, grpc, &head, &body).inspect_err(|rejection| {
+                log_rejection(&worker, || describe(&head, None), rejection);
+            })?;
+        let of_client = wish.of_client;
+        let deadline = deadline::effective(of_client, &view.config.limits);
         upgrade::remember(&mut head);
         headers::clean_request(&mut head.headers, head.version);
         headers::trace(&mut head.headers);
         Ok(Passage {
             grpc,
             started,
+            asked: None,
             deadline: deadline.and_then(|limit| started.checked_add(limit)),
             deadline_of_client: of_client.is_some(),
             deadline_cut: of_client > deadline,
-            service,
-            claim,
+            service: wish.service,
+            claim: wish.claim,
             key: None,
             anonymous_hash: headers::hash_ip(peer.ip),
             head,
@@ -132,38 +196,16 @@ impl Passage {
     }
 
     async fn run(&mut self) -> Result<Response<ResponseBody>, Rejection> {
-        let mut view = self.worker.view();
-        self.key = match self.claim {
-            Claim::Key(key) => Some(key),
-            Claim::Anonymous => None,
-            Claim::UnknownKey => {
-                let identity = &self.worker.shared.identity;
-                let mode = view.table.mode();
-                let key = identity.claim_with_newer_keys(&view.config, mode, &self.head.headers);
-                let key = Box::pin(key).await?;
-                view = self.worker.view();
-                Some(key)
-            }
-        };
-        self.check_key_rate(&view)?;
-        let route = match self.route_now(&view)? {
-            Some(route) => route,
-            None => {
-                let route = Box::pin(self.route(view)).await?;
-                // It may have waited; the cell need not hear of what nobody waits for any more.
-                if self.is_late() {
-                    return Err(Rejection::new(
-                        Reason::Deadline,
-                        "the deadline passed while the range was being moved",
-                    ));
-                }
-                route
-            }
-        };
-        let mut exchange = Exchange::start(&self.worker, &route.target, self.started, self.grpc);
+        let mut route = self.find_route().await.inspect_err(|rejection| {
+            log_rejection(&self.worker, || self.describe(), rejection);
+        })?;
+        let mut exchange = self.exchange(&mut route);
         let view = self.worker.view();
-        if self.worker.logs_next(&view) {
-            exchange.describe(self.describe());
+        if self.worker.samples(&view.config.access_log) {
+            exchange.sample(Some(Box::new(self.describe())));
+        }
+        if let Some(asked) = self.asked {
+            exchange.asked_at(asked);
         }
         let Some(body) = self.body.take() else {
             return Err(Rejection::new(
@@ -175,6 +217,44 @@ impl Passage {
             return Box::pin(self.upgrade(route, exchange, body)).await;
         }
         self.forward(route, exchange, body).await
+    }
+
+    async fn find_route(&mut self) -> Result<Route, Rejection> {
+        let mut view = self.worker.view();
+        self.key = match self.claim {
+            Claim::Key(key) => Some(key),
+            Claim::Anonymous => None,
+            Claim::UnknownKey => {
+                let identity = &self.worker.shared.identity;
+                let mode = view.table.mode();
+                let key = identity.claim_with_newer_keys(&view.config, mode, &self.head.headers);
+                let key = Box::pin(key).await?;
+                view = self.worker.view();
+                self.asked = Some(Instant::now());
+                Some(key)
+            }
+        };
+        self.check_key_rate(&view)?;
+        if let Some(route) = self.route_now(&view)? {
+            return Ok(route);
+        }
+        let route = Box::pin(self.route(view)).await?;
+        // It may have waited; the cell need not hear of what nobody waits for any more.
+        if self.is_late() {
+            return Err(Rejection::new(
+                Reason::Deadline,
+                "the deadline passed while the range was being moved",
+            ));
+        }
+        self.asked = Some(Instant::now());
+        Ok(route)
+    }
+
+    /// What is counted of it, from here on.
+    fn exchange(&self, route: &mut Route) -> Exchange {
+        let mut exchange = Exchange::start(&self.worker, &route.target, self.started, self.grpc);
+        exchange.probes(route.probe.take());
+        exchange
     }
 
     fn check_key_rate(&self, view: &View) -> Result<(), Rejection> {
@@ -201,15 +281,6 @@ impl Passage {
     }
 
     fn describe(&self) -> Described {
-        let text = |name: &str| {
-            let value = self.head.headers.get(name)?;
-            Some(value.to_str().ok()?.to_owned())
-        };
-        Described {
-            method: self.head.method.clone(),
-            path: self.head.uri.path().to_owned(),
-            key: self.key.map(Key::get),
-            traceparent: text("traceparent"),
-        }
+        describe(&self.head, self.key)
     }
 }

@@ -8,14 +8,19 @@ use titan_routing::{AssignmentState, Epoch};
 use super::Passage;
 use crate::headers;
 use crate::rejection::{Reason, Rejection};
-use crate::upstream::Target;
+use crate::upstream::{Probe, Target};
 use crate::worker::{View, Worker};
 
 /// Where a request goes.
 pub(super) struct Route {
     pub(super) target: Rc<Target>,
     pub(super) epoch: Epoch,
+    /// When the request is the one that may try a circuit that is open.
+    pub(super) probe: Option<Box<Probe>>,
 }
+
+/// A request without a key may be sent to any cell: so many are looked at.
+const CELLS_TRIED: usize = 8;
 
 impl Passage {
     /// Where the request goes, when that can be said at once.
@@ -37,12 +42,7 @@ impl Passage {
         };
         let mut holding: Option<Held> = None;
         loop {
-            if view.table.epoch() == Epoch(0) {
-                return Err(Rejection::new(
-                    Reason::NoTable,
-                    "the router has no routing table yet: the registry did not answer and there is none on disk",
-                ));
-            }
+            has_table(&view)?;
             let Some(found) = view.table.locate(key) else {
                 return Err(Rejection::new(
                     Reason::NoOwner,
@@ -102,25 +102,29 @@ impl Passage {
         }
     }
 
+    /// A healthy cell, the same each time for an address.
     fn route_anonymous(&self, view: &View) -> Result<Route, Rejection> {
+        has_table(view)?;
         let cells = view.active_cells();
-        let now_ms = self.worker.shared.clock.ms_at(self.started);
         let mut seed = self.anonymous_hash;
-        for _ in 0..8 {
+        let mut refused = None;
+        for _ in 0..CELLS_TRIED {
             let Some(cell) = headers::jump_hash(seed, cells.len()).and_then(|at| cells.get(at))
             else {
                 break;
             };
-            let target = self.worker.target(view, *cell, self.service);
-            if target.is_some_and(|target| target.allows(now_ms)) {
-                return self.admit(view, *cell);
+            match self.admit(view, *cell) {
+                Err(rejection)
+                    if matches!(rejection.reason, Reason::CircuitOpen | Reason::CellBusy) =>
+                {
+                    refused = Some(rejection);
+                }
+                decided => return decided,
             }
             seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
         }
-        Err(Rejection::new(
-            Reason::NoOwner,
-            "no healthy cell for a request without a key",
-        ))
+        Err(refused
+            .unwrap_or_else(|| Rejection::new(Reason::NoOwner, "no cell serves anything yet")))
     }
 
     /// Whether the cell may be asked now.
@@ -130,15 +134,17 @@ impl Passage {
             Rejection::new(Reason::UnknownService, "the service was just removed")
         })?;
         let limits = &view.config.limits;
-        let name = &target.cell.name;
         let now_ms = worker.shared.clock.ms_at(self.started);
         if !target.allows(now_ms) {
+            return Err(circuit_open(&target));
+        }
+        let most = limits.per_cell_in_flight.of(limits.in_flight);
+        if is_full(&target, worker.threads, most) {
             return Err(Rejection::new(
-                Reason::CircuitOpen,
+                Reason::CellBusy,
                 format!(
-                    "{} of {name} failed {} times in a row and is given a moment",
-                    target.service,
-                    target.health.consecutive_failures()
+                    "{} has {most} requests under way already (`limits.perCellInFlight`)",
+                    target.cell.name
                 ),
             ));
         }
@@ -151,14 +157,19 @@ impl Passage {
             return Err(Rejection::new(
                 Reason::CellRate,
                 format!(
-                    "{name} gets more than {} requests a second",
-                    limits.per_cell_rate
+                    "{} gets more than {} requests a second",
+                    target.cell.name, limits.per_cell_rate
                 ),
             ));
         }
+        // Last, so that whoever takes the probe also makes it.
+        let Some(probe) = target.enter(now_ms) else {
+            return Err(circuit_open(&target));
+        };
         Ok(Route {
             epoch: view.table.epoch(),
             target,
+            probe,
         })
     }
 
@@ -169,6 +180,35 @@ impl Passage {
         let serves = found.pinned || row.is_some_and(|row| row.state == AssignmentState::Active);
         serves.then(|| self.admit(&view, found.cell).ok()).flatten()
     }
+}
+
+fn has_table(view: &View) -> Result<(), Rejection> {
+    if view.table.epoch() != Epoch(0) {
+        return Ok(());
+    }
+    Err(Rejection::new(
+        Reason::NoTable,
+        "the router has no routing table yet: the registry did not answer and there is none on disk",
+    ))
+}
+
+fn circuit_open(target: &Target) -> Rejection {
+    Rejection::new(
+        Reason::CircuitOpen,
+        format!(
+            "{} of {} failed {} times in a row and is given a moment",
+            target.service,
+            target.cell.name,
+            target.health.consecutive_failures()
+        ),
+    )
+}
+
+/// Whether the cell has as many requests as it may. What other threads have is asked for only when this one has half
+/// of its share, so that they rarely meet.
+fn is_full(target: &Target, threads: usize, most: u64) -> bool {
+    let here = target.cell_in_flight.get();
+    here.saturating_mul(2 * threads as u64) >= most && target.cell.in_flight() >= most
 }
 
 /// A request that waits for a range.
@@ -184,11 +224,11 @@ impl Held {
         let mut held = worker.held.borrow_mut();
         // What is taken in of a body while it waits is at most a window of 64 KiB.
         let bytes: usize = held.values().sum::<usize>() * crate::listener::STREAM_WINDOW;
-        let count = held.entry(first).or_default();
-        if *count >= hold.max_requests || bytes >= hold.max_bytes {
+        let count = held.get(&first).copied().unwrap_or_default();
+        if count >= hold.max_requests || bytes >= hold.max_bytes {
             return None;
         }
-        *count += 1;
+        held.insert(first, count + 1);
         worker.metrics.held.add(1);
         worker.metrics.held_total.add(1);
         Some(Held {

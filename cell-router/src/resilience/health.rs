@@ -1,7 +1,8 @@
 //! Passive failure detection and the circuit breaker, of a cell or of one service in it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::config::Breaker;
 
@@ -11,35 +12,68 @@ use crate::config::Breaker;
 pub struct Health {
     consecutive_failures: AtomicU32,
     failures: AtomicU64,
+    /// When the row of failures began, in milliseconds since start.
+    row_since_ms: AtomicU64,
     /// Until when the circuit is open, in milliseconds since start; 0 when it is closed.
     open_until_ms: AtomicU64,
     open_for_ms: AtomicU64,
-    probing: AtomicBool,
-    probe_started_ms: AtomicU64,
+    /// When the probe under way began; 0 when there is none.
+    probe_ms: AtomicU64,
     detail: Mutex<Option<String>>,
+}
+
+/// How a request passes a circuit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing is wrong.
+    Open,
+    /// It is the one request that may try, since this time.
+    Probe(u64),
+    /// Not now.
+    Refused,
 }
 
 /// A probe that never came back blocks the next one for so long.
 const PROBE_PATIENCE_MS: u64 = 5_000;
 
 impl Health {
-    /// Whether a request may go there. When the circuit was open for long enough, one request may try.
+    /// Whether a request could go there now. Only looks.
+    #[must_use]
     pub fn allows(&self, now_ms: u64) -> bool {
         let until = self.open_until_ms.load(Relaxed);
+        until == 0 || (now_ms >= until && may_probe(self.probe_ms.load(Relaxed), now_ms))
+    }
+
+    /// Goes there. When the circuit was open for long enough, one request may try.
+    #[must_use]
+    pub fn enter(&self, now_ms: u64) -> Entry {
+        let until = self.open_until_ms.load(Relaxed);
         if until == 0 {
-            return true;
+            return Entry::Open;
         }
         if now_ms < until {
-            return false;
+            return Entry::Refused;
         }
-        if self.probing.swap(true, Relaxed) {
-            let started = self.probe_started_ms.load(Relaxed);
-            if now_ms < started + PROBE_PATIENCE_MS {
-                return false;
-            }
+        let since = now_ms.max(1);
+        let taken = self
+            .probe_ms
+            .fetch_update(Relaxed, Relaxed, |probe| {
+                may_probe(probe, now_ms).then_some(since)
+            })
+            .is_ok();
+        if taken {
+            Entry::Probe(since)
+        } else {
+            Entry::Refused
         }
-        self.probe_started_ms.store(now_ms, Relaxed);
-        true
+    }
+
+    /// A probe ended without a verdict: the next request may try.
+    pub fn leave(&self, entry: Entry) {
+        if let Entry::Probe(since) = entry {
+            // Not the probe of another, who took over because this one took too long.
+            let _ = self.probe_ms.compare_exchange(since, 0, Relaxed, Relaxed);
+        }
     }
 
     /// Whether the circuit is open.
@@ -56,7 +90,7 @@ impl Health {
         if self.open_until_ms.load(Relaxed) != 0 {
             self.open_until_ms.store(0, Relaxed);
             self.open_for_ms.store(0, Relaxed);
-            self.probing.store(false, Relaxed);
+            self.probe_ms.store(0, Relaxed);
         }
     }
 
@@ -64,10 +98,18 @@ impl Health {
     pub fn failed(&self, config: &Breaker, now_ms: u64, detail: impl FnOnce() -> String) -> bool {
         let row = self.consecutive_failures.fetch_add(1, Relaxed) + 1;
         self.failures.fetch_add(1, Relaxed);
+        if row == 1 {
+            self.row_since_ms.store(now_ms, Relaxed);
+        }
         if row == 1 || row.is_multiple_of(64) {
             *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = Some(detail());
         }
         if config.consecutive_failures == 0 || row < config.consecutive_failures {
+            return false;
+        }
+        // One moment, in which a pod dies with all that it had, is no state of a cell.
+        let lasts = Duration::from_millis(now_ms.saturating_sub(self.row_since_ms.load(Relaxed)));
+        if lasts < config.min_span.0 {
             return false;
         }
         let first = u64::try_from(config.open.0.as_millis()).unwrap_or(u64::MAX);
@@ -82,7 +124,7 @@ impl Health {
         };
         self.open_for_ms.store(length, Relaxed);
         self.open_until_ms.store((now_ms + length).max(1), Relaxed);
-        self.probing.store(false, Relaxed);
+        self.probe_ms.store(0, Relaxed);
         until == 0
     }
 
@@ -108,20 +150,29 @@ impl Health {
     }
 }
 
+fn may_probe(probe: u64, now_ms: u64) -> bool {
+    probe == 0 || now_ms >= probe + PROBE_PATIENCE_MS
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Span;
-    use std::time::Duration;
 
-    #[test]
-    fn a_circuit_opens_probes_and_closes() {
-        let config = Breaker {
+    /// Opens after three failures, for 100 ms.
+    fn breaker() -> Breaker {
+        Breaker {
             consecutive_failures: 3,
+            min_span: Span(Duration::ZERO),
             open: Span(Duration::from_millis(100)),
             max_open: Span(Duration::from_millis(150)),
             ..Breaker::default()
-        };
+        }
+    }
+
+    #[test]
+    fn a_circuit_opens_probes_and_closes() {
+        let config = breaker();
         let health = Health::default();
         let fail = |now| health.failed(&config, now, String::new);
         assert!(!fail(1) && !fail(1) && health.allows(1));
@@ -129,12 +180,50 @@ mod tests {
         assert!(!fail(2) && !fail(2), "a success starts the row again");
         assert!(fail(2), "three in a row open it");
         assert!(!health.allows(50));
-        assert!(health.allows(102), "one probe");
-        assert!(!health.allows(103), "and no more");
+        assert_eq!(health.enter(102), Entry::Probe(102), "one probe");
+        assert_eq!(health.enter(103), Entry::Refused, "and no more");
         fail(110);
         assert!(!health.allows(250), "open for 150 ms now, not 200");
         assert!(health.allows(261));
         health.succeeded();
-        assert!(health.allows(262) && health.allows(262) && !health.is_open());
+        assert!(!health.is_open());
+        assert_eq!(
+            (health.enter(262), health.enter(262)),
+            (Entry::Open, Entry::Open)
+        );
+    }
+
+    #[test]
+    fn a_look_takes_no_probe_and_a_probe_without_a_verdict_is_given_back() {
+        let health = Health::default();
+        for _ in 0..3 {
+            health.failed(&breaker(), 1, String::new);
+        }
+        assert!(health.allows(102) && health.allows(102), "only a look");
+        let probe = health.enter(102);
+        assert!(!health.allows(103));
+        health.leave(probe);
+        assert!(health.allows(103));
+        let lost = health.enter(103);
+        let next = health.enter(103 + PROBE_PATIENCE_MS);
+        assert!(matches!(next, Entry::Probe(_)), "the first never came back");
+        health.leave(lost);
+        assert_eq!(health.enter(104 + PROBE_PATIENCE_MS), Entry::Refused);
+        health.leave(next);
+        assert!(health.allows(104 + PROBE_PATIENCE_MS));
+    }
+
+    #[test]
+    fn a_moment_of_failures_opens_nothing() {
+        let config = Breaker {
+            min_span: Span(Duration::from_millis(200)),
+            ..breaker()
+        };
+        let health = Health::default();
+        let fail = |now| health.failed(&config, now, String::new);
+        assert!((0..100).all(|_| !fail(1_000)) && !fail(1_199) && health.allows(1_199));
+        assert!(fail(1_200), "it lasts");
+        health.succeeded();
+        assert!((0..100).all(|_| !fail(9_000)), "the next row begins anew");
     }
 }

@@ -39,6 +39,8 @@ pub struct Conn {
     pod: Weak<Pod>,
     in_flight: Cell<usize>,
     closed: Cell<bool>,
+    /// Whether its end was counted as a failure of the cell.
+    blamed: Cell<bool>,
     idle_since_ms: Cell<u64>,
 }
 
@@ -61,6 +63,13 @@ impl SendError {
             (error.is_go_away() && error.is_remote())
                 || error.reason() == Some(h2::Reason::REFUSED_STREAM)
         })
+    }
+
+    /// Whether a good pod would have taken it. One that leaves says GOAWAY, and a connection may have ended before.
+    #[must_use]
+    pub fn is_the_pods_fault(&self) -> bool {
+        let leaves = |error: &h2::Error| error.is_go_away() && error.is_remote();
+        self.unsent.is_none() && !self.error.downcast_ref::<h2::Error>().is_some_and(leaves)
     }
 }
 
@@ -153,6 +162,7 @@ impl Conn {
             pod: Rc::downgrade(pod),
             in_flight: Cell::new(0),
             closed: Cell::new(false),
+            blamed: Cell::new(false),
             idle_since_ms: Cell::new(0),
         })
     }
@@ -217,6 +227,12 @@ impl Conn {
         if let (Some(faulty), Some(pod)) = (faulty, self.pod.upgrade()) {
             pod.verdict(faulty);
         }
+    }
+
+    /// Whether a request that broke is to be counted: of those that end with their connection, the first.
+    #[must_use]
+    pub fn blamed_first(&self) -> bool {
+        !self.closed.get() || !self.blamed.replace(true)
     }
 
     /// When it was first seen without requests, in milliseconds since start; 0 when it is busy.

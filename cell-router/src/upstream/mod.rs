@@ -12,8 +12,8 @@ pub use conn::{Conn, SendError, Sending};
 pub use dns::{Addresses, Resolver};
 pub use pool::{Pool, PoolError};
 
-use crate::metrics::PairMetrics;
-use crate::resilience::health::Health;
+use crate::metrics::{Counter, PairMetrics};
+use crate::resilience::health::{Entry, Health};
 use crate::shared::CellShared;
 
 /// One service of one cell, as one thread sees it.
@@ -26,6 +26,8 @@ pub struct Target {
     pub health: Arc<Health>,
     /// What this thread counts.
     pub metrics: Arc<PairMetrics>,
+    /// Requests under way to the cell, of this thread.
+    pub cell_in_flight: Arc<Counter>,
     /// The connections of this thread.
     pub pool: Pool,
     /// When it was last used, in milliseconds since start.
@@ -39,10 +41,44 @@ impl Target {
         self.cell.health.succeeded();
     }
 
-    /// Whether a request may go there.
+    /// Whether a request could go there now.
     #[must_use]
     pub fn allows(&self, now_ms: u64) -> bool {
         self.cell.health.allows(now_ms) && self.health.allows(now_ms)
+    }
+
+    /// Goes there. None when a circuit is open; with a probe when the request is the one that may try.
+    #[must_use]
+    pub fn enter(self: &Rc<Self>, now_ms: u64) -> Option<Option<Box<Probe>>> {
+        let cell = self.cell.health.enter(now_ms);
+        if cell == Entry::Refused {
+            return None;
+        }
+        let service = self.health.enter(now_ms);
+        if cell == Entry::Open && service == Entry::Open {
+            return Some(None);
+        }
+        // Made before the service is asked for its answer, so that what was taken of the cell is given back.
+        let probe = Box::new(Probe {
+            target: Rc::clone(self),
+            cell,
+            service,
+        });
+        (service != Entry::Refused).then_some(Some(probe))
+    }
+}
+
+/// The right of one request to try circuits that are open. Given back when it is dropped without a verdict.
+pub struct Probe {
+    target: Rc<Target>,
+    cell: Entry,
+    service: Entry,
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.target.cell.health.leave(self.cell);
+        self.target.health.leave(self.service);
     }
 }
 
