@@ -315,6 +315,8 @@ async fn limits_of_connections_change_without_a_restart() {
     router.shared.use_config(few).unwrap();
     let mut refused = TcpStream::connect(router.listen).await.unwrap();
     assert_eq!(refused.read(&mut [0]).await.unwrap(), 0);
+    let metrics = router.shared.metrics.render(&[]);
+    assert!(metrics.contains("cell_router_connections_refused_total 1\n"));
     router.shared.use_config(narrow()).unwrap();
     assert_eq!(Client::connect(router.listen).await.get(5).await.pod(), "a");
 }
