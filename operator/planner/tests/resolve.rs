@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 
 use common::{Setup, credentials, from_yaml};
 use titan_crds::{Databases, RedisTopology};
+use titan_planner::Observed;
 use titan_planner::cell::{
-    PostgresPlan, RedisPlan, StoreStorage, ValidatedCell, build, patroni_dynamic_configuration,
-    patroni_reconfiguration,
+    ExternalDatabase, NotValid, PostgresPlan, RedisPlan, StoreStorage, ValidatedCell, build,
+    external_database, patroni_dynamic_configuration, patroni_reconfiguration,
 };
 use titan_planner::object::{HOLDS_DATA, Kind, MANAGED_BY, MANAGER, Stage};
 
@@ -90,6 +91,38 @@ fn a_cell_overrides_its_profile_field_by_field() {
         external("own")
     );
     assert_eq!(members_of(postgres("{ members: 3 }", server)).0, 3);
+}
+
+#[test]
+fn what_is_to_be_dropped_is_what_was_made_and_is_never_guessed() {
+    let nothing = "~";
+    let own = "{ external: { secretName: own } }";
+    let shared = "{ external: { secretName: shared } }";
+    let managed = "{ members: 1 }";
+    for cell in [nothing, own, managed] {
+        for profile in [nothing, shared, managed] {
+            let mut setup = Setup::quickstart();
+            setup.cell.spec.databases = from_yaml(&format!("{{ postgres: {cell} }}"));
+            setup.profile.spec.databases = from_yaml(&format!("{{ postgres: {profile} }}"));
+            let made = match setup.valid().postgres {
+                PostgresPlan::External { secret_name } => Some(ExternalDatabase {
+                    secret_name,
+                    database: setup.valid().database(),
+                }),
+                PostgresPlan::Managed { .. } => None,
+            };
+            let found = external_database(&setup.cell, Observed::Known(&setup.profile));
+            assert_eq!(found, Ok(made.clone()), "{cell}, {profile}");
+            let unknown = external_database(&setup.cell, Observed::Unknown);
+            let absent = external_database(&setup.cell, Observed::Absent);
+            if cell == nothing {
+                assert!(matches!(unknown, Err(NotValid::Waiting(_))), "{unknown:?}");
+                assert!(matches!(absent, Err(NotValid::Invalid(_))), "{absent:?}");
+            } else {
+                assert_eq!((&unknown, &absent), (&found, &found), "{cell} decides");
+            }
+        }
+    }
 }
 
 #[test]

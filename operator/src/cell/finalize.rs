@@ -57,7 +57,7 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
         .tables
         .latest(&cell.spec.fleet)
         .is_some_and(|table| table.cells_in_use().contains(name.as_str()));
-    // Of a fleet that is gone nobody plans the table any more, and nobody is sent by it.
+    // Of a fleet that is gone nobody plans the table any more: to wait for it would be to wait for ever.
     let planned = !matches!(referred.fleet, Observed::Absent);
     if routed && planned {
         return Ok(Some(Step::waiting(
