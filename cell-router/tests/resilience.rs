@@ -239,6 +239,23 @@ async fn a_dead_cell_opens_its_circuit_and_hurts_nobody_else() {
     tokio::time::timeout(support::PATIENCE, back).await.unwrap();
 }
 
+#[tokio::test]
+async fn pods_take_turns_from_the_first_request_on() {
+    let (a, b) = (pod("a").await, pod("b").await);
+    let mut config = config();
+    let name = "order.cell-001.test";
+    config.hosts.insert(name.into(), vec![a.address, b.address]);
+    let cells = [("cell-001", "cell-001.test")];
+    let table = table(1, vec![row(0, 9, "cell-001", Active)], &cells);
+    let router = router(config, Some(&table)).await;
+    let client = Client::connect(router.listen).await;
+    // One after the other: no connection is busy, and at first there is none.
+    for _ in 0..10 {
+        assert_eq!(client.get(5).await.grpc_status(), Some(0));
+    }
+    assert_eq!((a.requests(), b.requests()), (5, 5));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_restart_one_after_the_other_without_a_failed_request() {
     let mut pods = vec![pod("a").await, pod("b").await, pod("c").await];

@@ -19,6 +19,8 @@ pub struct Pod {
     address: SocketAddr,
     conns: RefCell<Vec<Rc<Conn>>>,
     pub(super) in_flight: Cell<usize>,
+    /// Requests that wait for a connection to it.
+    waiting: Cell<usize>,
     failures: Cell<u32>,
     ejected_until_ms: Cell<u64>,
     eject_after: u32,
@@ -35,6 +37,7 @@ impl Pod {
             address,
             conns: RefCell::default(),
             in_flight: Cell::new(0),
+            waiting: Cell::new(0),
             failures: Cell::new(0),
             ejected_until_ms: Cell::new(0),
             eject_after,
@@ -71,6 +74,11 @@ impl Pod {
         self.ejected_until_ms.get() > now_ms
     }
 
+    /// How many requests it has, and will have when it has a connection for them.
+    fn load(&self) -> usize {
+        self.in_flight.get() + self.waiting.get()
+    }
+
     /// The least busy open connection.
     fn best(&self) -> Option<Rc<Conn>> {
         let conns = self.conns.borrow();
@@ -83,6 +91,22 @@ impl Pod {
 
 fn least_busy<'a>(conns: impl Iterator<Item = &'a Rc<Conn>>) -> Option<Rc<Conn>> {
     conns.min_by_key(|conn| conn.in_flight()).cloned()
+}
+
+/// A request that waits for a connection to a pod. Without it a burst would all wait for the same pod.
+struct Waiting<'a>(&'a Pod);
+
+impl<'a> Waiting<'a> {
+    fn on(pod: &'a Pod) -> Self {
+        pod.waiting.set(pod.waiting.get() + 1);
+        Waiting(pod)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get().saturating_sub(1));
+    }
 }
 
 /// The pods of one service of one cell, and the connections of one thread to them.
@@ -158,6 +182,7 @@ impl Pool {
     #[must_use]
     pub fn ready(&self, config: &Config) -> Option<Rc<Conn>> {
         self.take_addresses(config);
+        self.turn.set(self.turn.get().wrapping_add(1));
         let pod = self.choose().ok()?;
         let streams = config.upstream.streams_per_connection;
         let conn = pod.best().filter(|conn| conn.has_room(streams))?;
@@ -165,7 +190,7 @@ impl Pool {
         Some(conn)
     }
 
-    /// The same, and opens a connection when there is none with room.
+    /// The same when [`Self::ready`] had none: opens a connection.
     ///
     /// # Errors
     /// When the name has no addresses or no pod takes a connection.
@@ -178,7 +203,10 @@ impl Pool {
         let mut last = None;
         for _ in 0..attempts {
             let pod = self.choose()?;
-            match self.conn_of(&pod, config).await {
+            let waiting = Waiting::on(&pod);
+            let conn = self.conn_of(&pod, config).await;
+            drop(waiting);
+            match conn {
                 Ok(conn) => {
                     conn.reserve();
                     return Ok(conn);
@@ -199,17 +227,15 @@ impl Pool {
     /// The least busy pod that did not just fail; when all did, the least busy one. Ties take turns.
     fn choose(&self) -> Result<Rc<Pod>, PoolError> {
         let pods = self.pods.borrow();
-        let turn = self.turn.get().wrapping_add(1);
-        self.turn.set(turn);
         if let [only] = pods.as_slice() {
             return Ok(Rc::clone(only));
         }
         let now_ms = self.clock.now_ms();
-        let start = turn % pods.len().max(1);
+        let start = self.turn.get() % pods.len().max(1);
         let (front, back) = pods.split_at(start);
         back.iter()
             .chain(front)
-            .min_by_key(|pod| (pod.is_ejected(now_ms), pod.in_flight.get()))
+            .min_by_key(|pod| (pod.is_ejected(now_ms), pod.load()))
             .cloned()
             .ok_or_else(|| PoolError::NoAddress(self.host.clone(), "no pods".to_owned()))
     }
