@@ -7,6 +7,7 @@ use kube::Client;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
+use tokio::sync::SetOnce;
 
 use crate::attempt::Failures;
 use crate::echoes::Echoes;
@@ -31,6 +32,9 @@ pub struct Context {
     pub system_namespace: String,
     /// All Cells.
     pub cells: Store<Cell>,
+    /// Set when `cells` holds all Cells. (The store's own `wait_until_ready` wakes only the last of those that wait for it,
+    /// and the controller of Cells is one of them.)
+    pub cells_known: Arc<SetOnce<()>>,
     /// All ServiceProfiles.
     pub profiles: Store<ServiceProfile>,
     /// All CellFleets.

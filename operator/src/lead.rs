@@ -17,6 +17,7 @@ use titan_planner::cell::key_range;
 use titan_planner::fleet::claim;
 use titan_planner::object::MANAGER;
 use titan_routing::RoutingTable;
+use tokio::sync::SetOnce;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -68,6 +69,7 @@ pub(crate) async fn lead(
     let (cells, cells_writer) = reflector::store::<Cell>();
     let (profiles, profiles_writer) = reflector::store::<ServiceProfile>();
     let (fleets, fleets_writer) = reflector::store::<CellFleet>();
+    let cells_known = Arc::new(SetOnce::new());
     let table_events = tables.events();
     let echoes = Arc::new(Echoes::default());
     let context = Arc::new(Context {
@@ -84,6 +86,7 @@ pub(crate) async fn lead(
         metrics,
         system_namespace: settings.namespace,
         cells: cells.clone(),
+        cells_known: cells_known.clone(),
         profiles,
         fleets,
         kafka: KafkaAdmins::default(),
@@ -102,8 +105,15 @@ pub(crate) async fn lead(
         .inspect_ok({
             let look = look.clone();
             move |event| {
-                if let Event::Apply(cell) | Event::InitApply(cell) | Event::Delete(cell) = event {
-                    look.at_fleet(&cell.spec.fleet);
+                match event {
+                    Event::Apply(cell) | Event::InitApply(cell) | Event::Delete(cell) => {
+                        look.at_fleet(&cell.spec.fleet);
+                    }
+                    Event::InitDone => {
+                        // It is set already when the watch begins again.
+                        let _ = cells_known.set(());
+                    }
+                    Event::Init => {}
                 }
             }
         });

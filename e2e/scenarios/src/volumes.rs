@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use titan_crds::Cell;
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, ensure, until};
+use crate::cluster::{Cluster, ensure, is_ready, until};
 use crate::orders::router;
 
 const CELL: &str = "cell-volumes";
@@ -48,8 +48,19 @@ pub async fn volumes_outlive_pods(cluster: &Cluster) -> Result<Value> {
     })?;
 
     let began = Instant::now();
+    let mut killed = Vec::new();
     for pod in ["postgres-0", "redis-0"] {
+        killed.push((pod, cluster.pods(CELL).get(pod).await?.uid()));
         cluster.kill(CELL, pod).await?;
+    }
+    // What is killed may answer for a moment more.
+    for (pod, uid) in killed {
+        until(Duration::from_mins(2), async || {
+            let again = cluster.pods(CELL).get(pod).await?;
+            Ok((again.uid() != uid && is_ready(&again)).then_some(()))
+        })
+        .await?
+        .with_context(|| format!("pod {pod} did not come back within two minutes"))?;
     }
     let again = until(Duration::from_mins(2), async || {
         Ok(Some(shop.get(key, &order.id).await?))

@@ -59,9 +59,7 @@ async fn attempt(fleet: Arc<CellFleet>, context: Arc<Context>) -> Result<Action,
     let name = fleet.name_any();
     let reconcile = async {
         // A plan made from half of the cells would take the other half out of the table.
-        if context.cells.wait_until_ready().await.is_err() {
-            return Ok(Action::await_change());
-        }
+        context.cells_known.wait().await;
         reconcile(fleet, context.clone()).await
     };
     context.attempt(CONTROLLER, &name, reconcile).await

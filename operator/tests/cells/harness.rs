@@ -299,6 +299,7 @@ impl World {
             metrics: Metrics::new().unwrap(),
             system_namespace: SYSTEM.to_owned(),
             cells: store(&view.cells),
+            cells_known: Arc::new(tokio::sync::SetOnce::new_with(Some(()))),
             profiles: store(&view.profiles),
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cell_kit::Key;
 use cell_kit::metrics::Metrics;
@@ -36,6 +36,8 @@ pub(super) struct Cache {
     redis: Redis,
     put: Arc<Script>,
     lookups: IntCounterVec,
+    /// The carts whose last change Redis did not take, until its entry of them has expired: PostgreSQL is asked.
+    missed: Arc<Mutex<HashMap<Key, Instant>>>,
     watched: Arc<Mutex<HashMap<Key, watch::Sender<()>>>>,
 }
 
@@ -58,12 +60,17 @@ impl Cache {
             redis,
             put: Arc::new(Script::new(PUT)),
             lookups,
+            missed: Arc::default(),
             watched: Arc::default(),
         })
     }
 
     /// The cart, if Redis has it.
     pub(super) async fn get(&self, owner: Key) -> Option<Stored> {
+        if self.has_missed(owner) {
+            self.lookups.with_label_values(&["missed"]).inc();
+            return None;
+        }
         let found = self
             .patiently("read", async {
                 let text: Option<String> = self
@@ -92,22 +99,45 @@ impl Cache {
         let Ok(text) = serde_json::to_string(stored) else {
             return;
         };
-        self.patiently("write", async {
-            let mut connection = self.redis.connection().await?;
-            let mut call = self.put.key(entry(owner));
-            call.arg(stored.version).arg(text).arg(LIVES.as_secs());
-            call.invoke_async::<i64>(&mut connection).await
-        })
-        .await;
+        let put = self
+            .patiently("write", async {
+                let mut connection = self.redis.connection().await?;
+                let mut call = self.put.key(entry(owner));
+                call.arg(stored.version).arg(text).arg(LIVES.as_secs());
+                call.invoke_async::<i64>(&mut connection).await
+            })
+            .await;
+        self.note(owner, put.is_some());
     }
 
     /// Takes a cart out, before it changes.
     pub(super) async fn forget(&self, owner: Key) {
-        self.patiently("forget", async {
-            let removed: i64 = self.redis.connection().await?.del(entry(owner)).await?;
-            Ok(removed)
-        })
-        .await;
+        let forgotten = self
+            .patiently("forget", async {
+                let removed: i64 = self.redis.connection().await?.del(entry(owner)).await?;
+                Ok(removed)
+            })
+            .await;
+        self.note(owner, forgotten.is_some());
+    }
+
+    /// Notes whether Redis has taken what it was told of a cart.
+    fn note(&self, owner: Key, taken: bool) {
+        let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken {
+            missed.remove(&owner);
+        } else {
+            let now = Instant::now();
+            missed.retain(|_, until| *until > now);
+            missed.insert(owner, now + LIVES);
+        }
+    }
+
+    fn has_missed(&self, owner: Key) -> bool {
+        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+        missed
+            .get(&owner)
+            .is_some_and(|until| *until > Instant::now())
     }
 
     /// Tells those who watch a cart in this process.
