@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use kube::runtime::{controller, watcher};
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::cell::ReconcileError;
 use crate::ledger::{Interrupted, Ledger, Write};
 
 /// All metrics, registered.
@@ -96,6 +98,20 @@ impl Metrics {
             fleet_cells,
             fleet_cells_ready,
         })
+    }
+
+    /// Takes in what the controller of a kind says: only that its watch was interrupted is news. A failed attempt was logged
+    /// by who tries again, and an object that is gone is no failure.
+    pub(crate) fn heard<T>(
+        &self,
+        kind: &str,
+        said: Result<T, controller::Error<ReconcileError, watcher::Error>>,
+    ) {
+        match said {
+            Err(controller::Error::QueueError(error)) => self.watch_interrupted(kind, &error),
+            Err(error) => tracing::debug!(kind, %error, "controller"),
+            Ok(_) => {}
+        }
     }
 
     /// Says that a watch was interrupted. It is begun again by itself; until then what it watches is not noticed.

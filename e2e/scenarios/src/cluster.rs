@@ -209,6 +209,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until a pod that was killed is there again, ready, as another one than that of this uid: what is killed may
+    /// answer for a moment more.
+    pub async fn replaced(&self, namespace: &str, pod: &str, uid: Option<String>) -> Result<()> {
+        until(Duration::from_mins(2), async || {
+            let again = self.pods(namespace).get(pod).await?;
+            Ok((again.uid() != uid && is_ready(&again)).then_some(()))
+        })
+        .await?
+        .with_context(|| format!("pod {pod} did not come back within two minutes"))
+    }
+
     /// What a person would look at first.
     pub async fn explain(&self) -> String {
         let mut text = String::new();

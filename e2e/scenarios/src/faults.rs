@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use titan_crds::Cell;
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, SYSTEM, ensure, is_ready, until};
+use crate::cluster::{Cluster, SYSTEM, ensure, until};
 use crate::load::{Load, Record};
 use crate::orders::router;
 
@@ -150,12 +150,7 @@ async fn kill_under(cluster: &Cluster, load: Load, pod: &str) -> Result<(Value, 
     let uid = cluster.pods("cell-faults").get(pod).await?.uid();
     let began = Instant::now();
     cluster.kill("cell-faults", pod).await?;
-    until(Duration::from_mins(2), async || {
-        let again = cluster.pods("cell-faults").get(pod).await?;
-        Ok((again.uid() != uid && is_ready(&again)).then_some(()))
-    })
-    .await?
-    .with_context(|| format!("pod {pod} did not come back within two minutes"))?;
+    cluster.replaced("cell-faults", pod, uid).await?;
     let back = began.elapsed();
     cluster.wait_ready("cell-faults").await?;
     let ready = began.elapsed();

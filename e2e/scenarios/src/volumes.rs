@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use titan_crds::Cell;
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, ensure, is_ready, until};
+use crate::cluster::{Cluster, ensure, until};
 use crate::orders::router;
 
 const CELL: &str = "cell-volumes";
@@ -53,14 +53,8 @@ pub async fn volumes_outlive_pods(cluster: &Cluster) -> Result<Value> {
         killed.push((pod, cluster.pods(CELL).get(pod).await?.uid()));
         cluster.kill(CELL, pod).await?;
     }
-    // What is killed may answer for a moment more.
     for (pod, uid) in killed {
-        until(Duration::from_mins(2), async || {
-            let again = cluster.pods(CELL).get(pod).await?;
-            Ok((again.uid() != uid && is_ready(&again)).then_some(()))
-        })
-        .await?
-        .with_context(|| format!("pod {pod} did not come back within two minutes"))?;
+        cluster.replaced(CELL, pod, uid).await?;
     }
     let again = until(Duration::from_mins(2), async || {
         Ok(Some(shop.get(key, &order.id).await?))

@@ -27,6 +27,9 @@ struct Installed {
     package: &'static str,
 }
 
+/// kubectl and its package, which a cluster of the user's needs alone.
+const KUBECTL: (&str, &str) = ("kubectl", "k8s.io/kubernetes/cmd/kubectl");
+
 const KUBERNETES: Workspace = Workspace {
     tool: "kubernetes",
     version: cache::KUBERNETES,
@@ -36,7 +39,7 @@ const KUBERNETES: Workspace = Workspace {
         ("tools.go", include_str!("go/kubernetes/tools.go")),
     ],
     programs: &[
-        ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+        KUBECTL,
         ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
         (
             "kube-controller-manager",
@@ -59,17 +62,19 @@ const ETCD: Workspace = Workspace {
     programs: &[("etcd", ".")],
 };
 
+const HELM: Installed = Installed {
+    tool: "helm",
+    version: cache::HELM,
+    package: "helm.sh/helm/v3/cmd/helm",
+};
+
 const INSTALLED: [Installed; 5] = [
     Installed {
         tool: "coredns",
         version: cache::COREDNS,
         package: "github.com/coredns/coredns",
     },
-    Installed {
-        tool: "helm",
-        version: cache::HELM,
-        package: "helm.sh/helm/v3/cmd/helm",
-    },
+    HELM,
     Installed {
         tool: "grpcurl",
         version: cache::GRPCURL,
@@ -102,11 +107,11 @@ pub fn ensure_for_benchmarks(progress: &Progress) -> Result<()> {
 /// Builds the clients that are neither on the PATH nor in the cache.
 pub fn ensure_clients(progress: &Progress) -> Result<()> {
     if shell::client("kubectl").is_none() {
-        let (name, package) = KUBERNETES.programs[0];
+        let (name, package) = KUBECTL;
         build(progress, &KUBERNETES, name, package)?;
     }
     if shell::client("helm").is_none() {
-        install(progress, &INSTALLED[1])?;
+        install(progress, &HELM)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::core::PartialObjectMeta;
-use kube::runtime::controller::{self, Action, Config};
+use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
@@ -62,14 +62,7 @@ pub async fn run(
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)
         .for_each(|result| {
-            match result {
-                Err(controller::Error::QueueError(error)) => {
-                    metrics.watch_interrupted("Cell", &error);
-                }
-                // A failed attempt was logged by who tries again; a Cell that is gone is no failure.
-                Err(error) => tracing::debug!(%error, "cell controller"),
-                Ok(_) => {}
-            }
+            metrics.heard("Cell", result);
             std::future::ready(())
         })
         .await;

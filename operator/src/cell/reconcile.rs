@@ -29,7 +29,8 @@ use crate::cell::namespace::enter;
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
 use crate::cell::services::{
-    Diagnoses, diagnose_deployments, diagnose_pods, rollout_step, rollup, services_step, step_of,
+    Diagnoses, diagnose_deployments, diagnose_pods, explain, rollout_step, rollup, services_step,
+    step_of,
 };
 use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune,
@@ -249,7 +250,7 @@ impl Pass<'_> {
             Ok(database) => database,
             Err(step) => {
                 progress.steps.databases = step;
-                progress.services = Some(rollup(self.valid, self.live, &Diagnoses::new()));
+                progress.services = Some(rollup(self.valid, self.live));
                 return Ok(());
             }
         };
@@ -264,7 +265,7 @@ impl Pass<'_> {
         })
         .await?;
 
-        let mut services = rollup(self.valid, self.live, &Diagnoses::new());
+        let mut services = rollup(self.valid, self.live);
         let calm = services
             .iter()
             .all(|service| service.ready >= service.desired)
@@ -276,7 +277,7 @@ impl Pass<'_> {
         progress.steps.migrations = migrations_step(&self.valid.name, &jobs, &diagnoses);
         if !calm {
             diagnose_deployments(self.valid, self.live, &mut diagnoses);
-            services = rollup(self.valid, self.live, &diagnoses);
+            explain(&mut services, &diagnoses);
         }
         let step = services_step(&services, &diagnoses);
         progress.steps.services = if step.is_done() {

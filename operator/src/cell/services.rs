@@ -52,20 +52,13 @@ pub(super) fn diagnose_deployments(
 }
 
 /// The status of each service, in the plan's order.
-pub(super) fn rollup(
-    cell: &ValidatedCell,
-    live: &LiveObjects,
-    diagnoses: &Diagnoses,
-) -> Vec<ServiceStatus> {
+pub(super) fn rollup(cell: &ValidatedCell, live: &LiveObjects) -> Vec<ServiceStatus> {
     cell.services
         .iter()
         .map(|service| {
             let deployment = live
                 .get(Kind::Deployment, &service.name)
                 .map(LiveObject::body);
-            let message = diagnoses
-                .get(&service.name)
-                .map(|diagnosis| diagnosis.message.clone());
             let desired = deployment
                 .as_ref()
                 .map(|body| number(body, "/spec/replicas"))
@@ -79,10 +72,19 @@ pub(super) fn rollup(
                     .unwrap_or_else(|| service.release.clone()),
                 desired: clamp(desired),
                 ready: clamp(deployment.as_ref().map_or(0, ready_pods)),
-                message,
+                message: None,
             }
         })
         .collect()
+}
+
+/// Says of each service what is wrong with it.
+pub(super) fn explain(services: &mut [ServiceStatus], diagnoses: &Diagnoses) {
+    for service in services {
+        service.message = diagnoses
+            .get(&service.name)
+            .map(|diagnosis| diagnosis.message.clone());
+    }
 }
 
 fn clamp(count: i64) -> i32 {

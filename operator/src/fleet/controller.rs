@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use kube::ResourceExt;
-use kube::runtime::controller::{self, Action, Config};
+use kube::runtime::controller::{Action, Config};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
 use titan_crds::CellFleet;
@@ -42,14 +42,7 @@ pub async fn run(
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)
         .for_each(|result| {
-            match result {
-                Err(controller::Error::QueueError(error)) => {
-                    metrics.watch_interrupted("CellFleet", &error);
-                }
-                // A failed attempt was logged by who tries again; a fleet that is gone is no failure.
-                Err(error) => tracing::debug!(%error, "fleet controller"),
-                Ok(_) => {}
-            }
+            metrics.heard("CellFleet", result);
             std::future::ready(())
         })
         .await;

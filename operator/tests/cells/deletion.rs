@@ -108,11 +108,10 @@ async fn a_cell_does_not_wait_for_the_table_of_a_fleet_that_is_gone() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_cannot_be_dropped_is_not_left_without_a_word() {
-    let world = World::new("undropped").await;
+/// Makes a cell, and deletes it when its profile is gone. Returns its database.
+async fn delete_after_its_profile(world: &World) -> String {
     world.create::<Cell>(world.cell(1)).await;
-    settle(&world).await;
+    settle(world).await;
     let database = world.cell_name(1).replace('-', "_");
     let profiles = kube::Api::<ServiceProfile>::all(world.client.clone());
     profiles
@@ -120,6 +119,13 @@ async fn a_database_that_cannot_be_dropped_is_not_left_without_a_word() {
         .await
         .unwrap();
     world.delete_cell(1).await;
+    database
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_dropped_is_not_left_without_a_word() {
+    let world = World::new("undropped").await;
+    let database = delete_after_its_profile(&world).await;
     rounds(&world, 4).await;
     let said = ready(&world).await;
     assert!(said.starts_with("False/DatabaseNotDropped"), "{said}");
@@ -138,15 +144,7 @@ async fn a_database_that_cannot_be_dropped_is_not_left_without_a_word() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_is_abandoned_by_a_word() {
     let world = World::new("abandons").await;
-    world.create::<Cell>(world.cell(1)).await;
-    settle(&world).await;
-    let database = world.cell_name(1).replace('-', "_");
-    let profiles = kube::Api::<ServiceProfile>::all(world.client.clone());
-    profiles
-        .delete(&world.name, &Default::default())
-        .await
-        .unwrap();
-    world.delete_cell(1).await;
+    let database = delete_after_its_profile(&world).await;
     annotate(&world, "titan.dev/abandon-database").await;
     settle(&world).await;
     assert!(world.get_cell(1).await.is_none());
