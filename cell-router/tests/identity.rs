@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,55 +16,13 @@ use cell_router::config::{Config, Jwt, Span, TrustedPeers};
 use cell_router::router::Router;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
+use support::tokens::{claims, in_seconds, signer};
 use support::{Client, Pod, config, pod, row, table, until};
 use titan_routing::AssignmentState::Active;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 const PATH: &str = "/titan.order.v1.Orders/Get";
-
-/// A signing key and the JWKS entry that verifies it.
-struct Signer {
-    id: &'static str,
-    key: EncodingKey,
-    jwk: Value,
-}
-
-fn signer(id: &'static str) -> Signer {
-    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let point = pair.public_key_raw();
-    let (x, y) = point[1..].split_at(32);
-    Signer {
-        id,
-        key: EncodingKey::from_ec_der(&pair.serialize_der()),
-        jwk: json!({
-            "kty": "EC", "crv": "P-256", "alg": "ES256", "use": "sig", "kid": id,
-            "x": URL_SAFE_NO_PAD.encode(x), "y": URL_SAFE_NO_PAD.encode(y),
-        }),
-    }
-}
-
-fn in_seconds(seconds: i64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    now.as_secs().checked_add_signed(seconds).unwrap()
-}
-
-/// Claims that are believed.
-fn claims(subject: &str) -> Value {
-    json!({ "sub": subject, "iss": "titan", "aud": "shop", "exp": in_seconds(600) })
-}
-
-impl Signer {
-    fn sign(&self, claims: &Value) -> String {
-        let mut header = Header::new(Algorithm::ES256);
-        header.kid = Some(self.id.into());
-        format!("Bearer {}", encode(&header, claims, &self.key).unwrap())
-    }
-
-    fn token(&self, subject: &str) -> String {
-        self.sign(&claims(subject))
-    }
-}
 
 /// What an issuer says when it is asked for its keys.
 #[derive(Clone)]

@@ -8,6 +8,7 @@
 )]
 
 pub mod process;
+pub mod tokens;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

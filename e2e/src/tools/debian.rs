@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use nix::unistd::Uid;
+use titan_testbed::cache;
 
 use crate::progress::Progress;
 use crate::{paths, shell};
@@ -12,7 +13,7 @@ use crate::{paths, shell};
 const POSTGRES: &str = "postgresql-15";
 
 /// Packages, each with a file that only it brings, or the program on the PATH that it is for.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("containerd", "/usr/bin/containerd"),
     ("runc", "/usr/sbin/runc"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
@@ -27,6 +28,7 @@ const PACKAGES: [(&str, &str); 14] = [
     ("redis-server", "/usr/bin/redis-server"),
     ("default-jre-headless", "java"),
     ("maven", "mvn"),
+    ("chromium-headless-shell", cache::BROWSER),
 ];
 
 /// Services that packages of ours start when they are installed.

@@ -25,6 +25,8 @@ pub const GHZ: &str = "0.121.0";
 pub const KAFKA: &str = "4.1.0";
 /// The PostgreSQL major version of cells and tests.
 pub const POSTGRES: &str = "15";
+/// Chromium without windows, as Debian has it.
+pub const BROWSER: &str = "/usr/lib/chromium/chromium-headless-shell";
 
 /// The cache folder: `$XDG_CACHE_HOME/titan-cells`, or `~/.cache/titan-cells`.
 #[must_use]
@@ -78,6 +80,11 @@ pub fn postgres_executable(name: &str) -> Result<PathBuf> {
             .join("bin")
             .join(name),
     )
+}
+
+/// Chromium, or an error that says how to get it. Not the script in `/usr/bin`, which would outlive its own end.
+pub fn browser() -> Result<PathBuf> {
+    require("Chromium", PathBuf::from(BROWSER))
 }
 
 /// `path` when it is there, otherwise an error that names `what`.
