@@ -28,7 +28,7 @@ pub const ALL: &[Bench] = &[
     },
     Bench {
         name: "router",
-        measures: "cell-router next to HAProxy, nginx and Envoy: CPU a request, rates, latency, memory",
+        measures: "cell-router next to HAProxy, nginx, Envoy and Pingora: CPU a request, rates, latency, memory",
         run: router::run,
     },
 ];

