@@ -7,13 +7,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use rand::distr::{Alphanumeric, SampleString};
 use serde_json::json;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
@@ -85,13 +87,24 @@ async fn main() -> Result<()> {
         }
         Command::Create { kubeconfig } => {
             let client = client(kubeconfig).await?;
-            let began = Instant::now();
+            let (began, cpu) = (Instant::now(), cpu_seconds()?);
             create(&client, &cells).await?;
             let seconds = began.elapsed().as_secs_f64();
-            println!("{}", json!({ "objects": count, "seconds": seconds }));
+            let cpu = cpu_seconds()? - cpu;
+            println!(
+                "{}",
+                json!({ "objects": count, "seconds": seconds, "cpuSeconds": cpu })
+            );
         }
     }
     Ok(())
+}
+
+/// User and system time of this process so far.
+fn cpu_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let spent = usage.user_time() + usage.system_time();
+    Ok(Duration::from_micros(u64::try_from(spent.num_microseconds())?).as_secs_f64())
 }
 
 /// The objects of each cell.

@@ -117,6 +117,7 @@ pub fn run(arguments: &[String]) -> Result<Value> {
             "operator": created.report(), "bare": bare.report(), "kubectl": kubectl.report(),
             "bareBefore": before.report(), "bareAfter": after.report(),
             "operatorToBare": ratio(bare.rate()), "operatorToKubectl": ratio(kubectl.rate()),
+            "operatorToBareByCpu": round(bare.cpu() / created.rate.cpu()),
         },
         "nodes": nodes,
         "writes": summary,
@@ -271,6 +272,7 @@ impl Run<'_> {
         let (cpu, before) = (server_cpu(&self.world.apiserver)?, self.spent()?);
         self.world.apply_fleet(self.cells)?;
         self.wait_for_objects(expected)?;
+        let (usage, spent) = (self.usage()?, self.spent()?.since(&before));
         let created = Created {
             rate: Rate {
                 objects: expected,
@@ -281,9 +283,10 @@ impl Run<'_> {
                         .filter(|write| write.verb == "create" && write.resource != "events"),
                 ),
                 apiserver: server_cpu(&self.world.apiserver)? - cpu,
+                client: spent.cpu.get("operator").copied().unwrap_or_default(),
             },
-            usage: self.usage()?,
-            spent: self.spent()?.since(&before),
+            usage,
+            spent,
         };
         say(&format!("spent: {}", created.spent.report()));
         say(&format!(

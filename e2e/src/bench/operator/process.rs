@@ -26,6 +26,12 @@ pub fn family_cpu(pid: u32) -> Result<f64> {
     Ok(sum)
 }
 
+/// User and system time of the children of this process that have ended, in seconds.
+pub fn ended_children_cpu() -> Result<f64> {
+    let me = Process(std::process::id());
+    Ok(me.ticks(4)? - me.ticks(2)?)
+}
+
 /// The memory and time that a process has used so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {

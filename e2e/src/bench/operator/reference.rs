@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use titan_testbed::Apiserver;
 
-use super::process::{Process, number, round};
+use super::process::{Process, ended_children_cpu, number, round};
 use super::world::World;
 use crate::shell;
 
@@ -24,6 +24,8 @@ pub struct Rate {
     pub seconds: f64,
     /// CPU seconds of the apiserver and its etcd.
     pub apiserver: f64,
+    /// CPU seconds of who asked it.
+    pub client: f64,
 }
 
 impl Rate {
@@ -36,12 +38,18 @@ impl Rate {
         }
     }
 
+    /// CPU milliseconds an object, of the apiserver, its etcd and who asked it.
+    pub fn cpu(&self) -> f64 {
+        (self.apiserver + self.client) * 1000.0 / number(self.objects.max(1))
+    }
+
     /// Both together.
     pub fn and(&self, other: &Rate) -> Rate {
         Rate {
             objects: self.objects + other.objects,
             seconds: self.seconds + other.seconds,
             apiserver: self.apiserver + other.apiserver,
+            client: self.client + other.client,
         }
     }
 
@@ -51,6 +59,7 @@ impl Rate {
         json!({
             "objects": self.objects, "seconds": round(self.seconds), "objectsPerSecond": round(self.rate()),
             "apiserverCpuMsPerObject": round(self.apiserver * 1000.0 / objects),
+            "cpuMsPerObject": round(self.cpu()),
         })
     }
 }
@@ -104,11 +113,13 @@ impl<'a> Reference<'a> {
         ])?;
         let apiserver = &self.world.apiserver;
         let (cpu, began) = (server_cpu(apiserver)?, Instant::now());
+        let ended = ended_children_cpu()?;
         apiserver.kubectl(&["apply", "--server-side", "-f", &file])?;
         Ok(Rate {
             objects: objects(&written)?,
             seconds: began.elapsed().as_secs_f64(),
             apiserver: server_cpu(apiserver)? - cpu,
+            client: ended_children_cpu()? - ended,
         })
     }
 
@@ -131,6 +142,7 @@ impl<'a> Reference<'a> {
             objects: objects(&done)?,
             seconds: done["seconds"].as_f64().unwrap_or_default(),
             apiserver: server_cpu(apiserver)? - cpu,
+            client: done["cpuSeconds"].as_f64().unwrap_or_default(),
         })
     }
 

@@ -6,8 +6,8 @@ use serde_json::Value;
 pub fn table(result: &Value) {
     let create = &result["create"];
     println!(
-        "\n{:<26} {:>9} {:>12} {:>22}",
-        "creating objects", "objects", "objects/s", "apiserver CPU/object"
+        "\n{:<26} {:>9} {:>12} {:>22} {:>26}",
+        "creating objects", "objects", "objects/s", "apiserver CPU/object", "with its client's"
     );
     for (name, key) in [
         ("operator", "operator"),
@@ -16,8 +16,11 @@ pub fn table(result: &Value) {
     ] {
         let row = &create[key];
         println!(
-            "{name:<26} {:>9} {:>12} {:>19} ms",
-            row["objects"], row["objectsPerSecond"], row["apiserverCpuMsPerObject"]
+            "{name:<26} {:>9} {:>12} {:>19} ms {:>23} ms",
+            row["objects"],
+            row["objectsPerSecond"],
+            row["apiserverCpuMsPerObject"],
+            row["cpuMsPerObject"]
         );
     }
     let mut facts = vec![
@@ -25,6 +28,11 @@ pub fn table(result: &Value) {
             "operator / bare loop",
             create["operatorToBare"].clone(),
             "aim: at least 0.8",
+        ),
+        (
+            "the same by CPU an object",
+            create["operatorToBareByCpu"].clone(),
+            "the apiserver, its etcd and who asks",
         ),
         (
             "operator / kubectl",
