@@ -2,19 +2,24 @@
 
 use std::collections::BTreeSet;
 
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
 use titan_crds::{Cell, CellFleet, RoutingTable as TableResource};
 use titan_planner::Observed;
 use titan_planner::fleet::{
-    CellView, PlanInput, PlanReport, from_resource, mode_from_resource, plan, to_resource,
+    CellView, Decision, Plan, PlanInput, PlanReport, from_resource, mode_from_resource, plan,
+    to_resource,
 };
 use titan_routing::{Epoch, RoutingTable};
 
 use crate::cell::ReconcileError;
 use crate::context::Context;
 use crate::ledger::{System, Write};
+
+/// How many cells are looked up at once.
+const PARALLEL_LOOKUPS: usize = 16;
 
 /// What committing came to.
 pub(super) struct Committed {
@@ -38,7 +43,7 @@ pub(super) async fn commit(
     let base = base(fleet, resource.as_ref(), context).await;
     let (views, gone) = confirm(&base.table, views, context).await?;
 
-    let input = PlanInput {
+    let mut input = PlanInput {
         mode: mode_from_resource(fleet.spec.keyspace.mode),
         table: base.table,
         epoch_floor: base.epoch_floor,
@@ -46,10 +51,7 @@ pub(super) async fn commit(
         cells: views,
         gone,
     };
-    let (plan, report) = plan(&input).map_err(|error| {
-        tracing::error!(fleet = name, %error, "the planner made a table that is none; nothing is committed");
-        ReconcileError::Malformed("valid plan")
-    })?;
+    let (plan, report) = confirmed_plan(&mut input, fleet, context).await?;
     let Some(next) = plan.table else {
         let epoch = match &input.table {
             Observed::Known(table) => table.epoch(),
@@ -171,6 +173,64 @@ async fn confirm(
         }
     }
     Ok((views, gone))
+}
+
+/// Plans, and makes sure, at the source, of those cells that would get a row: with a row a cell's namespace, database and
+/// topics are made, and nobody would ever take those of a cell apart that only an old cache shows. Such cells are taken out of
+/// the input, and their watch brings back what they are now.
+async fn confirmed_plan(
+    input: &mut PlanInput,
+    fleet: &CellFleet,
+    context: &Context,
+) -> Result<(Plan, PlanReport), ReconcileError> {
+    let cells: Api<Cell> = Api::all(context.client.clone());
+    let mut confirmed = BTreeSet::new();
+    loop {
+        let (next, report) = plan(input).map_err(|error| {
+            tracing::error!(fleet = fleet.name_any(), %error, "the planner made a table that is none; nothing is committed");
+            ReconcileError::Malformed("valid plan")
+        })?;
+        let claims = report
+            .decisions
+            .iter()
+            .filter(|(name, decision)| {
+                matches!(decision, Decision::Claims) && !confirmed.contains(*name)
+            })
+            .map(|(name, _)| name.clone());
+        let lookups: Vec<_> = claims
+            .map(|name| {
+                let cells = &cells;
+                async move { cells.get_opt(&name).await.map(|cell| (name, cell)) }.boxed()
+            })
+            .collect();
+        let found: Vec<(String, Option<Cell>)> = stream::iter(lookups)
+            .buffer_unordered(PARALLEL_LOOKUPS)
+            .try_collect()
+            .await?;
+        let mut mistaken = BTreeSet::new();
+        for (name, cell) in found {
+            let view = input.cells.iter().find(|view| view.name == name);
+            let now = cell.and_then(|cell| CellView::of(&cell, &fleet.spec.cluster_domain));
+            if now.is_some_and(|now| view.is_some_and(|view| is_same(view, &now))) {
+                confirmed.insert(name);
+            } else {
+                tracing::warn!(
+                    cell = name,
+                    "the cache shows a cell that is gone or another one by now"
+                );
+                mistaken.insert(name);
+            }
+        }
+        if mistaken.is_empty() {
+            return Ok((next, report));
+        }
+        input.cells.retain(|view| !mistaken.contains(&view.name));
+    }
+}
+
+/// Whether a cell is still the one that was seen, and claims what it claimed.
+fn is_same(seen: &CellView, now: &CellView) -> bool {
+    !now.deleting && now.created == seen.created && now.range == seen.range
 }
 
 async fn write(

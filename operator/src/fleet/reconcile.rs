@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use titan_crds::{Cell, CellFleet, CellFleetStatus, ConditionType};
@@ -80,6 +80,7 @@ pub async fn reconcile(
         && committed.is_ok()
         && cells.is_empty()
         && !context.tables.latest(&name).is_some_and(|it| routed(&it))
+        && is_empty(&name, &context).await?
     {
         release(fleet.as_ref(), FINALIZER, &context).await?;
         return Ok(Action::await_change());
@@ -108,6 +109,16 @@ pub async fn reconcile(
     let committed = committed?;
     tracing::trace!(fleet = name, report = %committed.report, "planned");
     Ok(Action::requeue(jitter(RESYNC)))
+}
+
+/// Whether no Cell names the fleet, asked at the source: a cache may lag, and a cell that is still being deleted needs its
+/// fleet to know which Kafka has its topics.
+async fn is_empty(fleet: &str, context: &Context) -> Result<bool, ReconcileError> {
+    let one = ListParams::default()
+        .fields(&format!("spec.fleet={fleet}"))
+        .limit(1);
+    let cells = Api::<Cell>::all(context.client.clone());
+    Ok(cells.list_metadata(&one).await?.items.is_empty())
 }
 
 /// Whether another operator committed first; this one plans again, which is no news for anybody.

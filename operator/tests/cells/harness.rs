@@ -1,6 +1,5 @@
 //! A world for one test: its own fleet, profile and cells on shared servers.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -32,16 +31,16 @@ use crate::book::Book;
 
 const SYSTEM: &str = "titan-system";
 
-struct Servers {
+pub struct Servers {
     apiserver: Apiserver,
     _namespaces: titan_testbed::process::Server,
     postgres: Postgres,
-    redis: Redis,
-    kafka: Kafka,
+    pub redis: Redis,
+    pub kafka: Kafka,
 }
 
 /// Servers that all tests of this process share: each test has names of its own in them.
-fn servers() -> &'static Servers {
+pub fn servers() -> &'static Servers {
     static SERVERS: OnceLock<Servers> = OnceLock::new();
     SERVERS.get_or_init(|| {
         tracing_subscriber::fmt()
@@ -147,6 +146,18 @@ impl World {
         )
         .await
         .unwrap();
+    }
+
+    /// Changes what the Secret of the PostgreSQL says.
+    pub async fn set_postgres(&self, data: Value) {
+        Api::<k8s_openapi::api::core::v1::Secret>::namespaced(self.client.clone(), SYSTEM)
+            .patch(
+                &format!("{}-postgres", self.name),
+                &PatchParams::default(),
+                &Patch::Merge(json!({"stringData": data})),
+            )
+            .await
+            .unwrap();
     }
 
     pub fn fleet(&self) -> Value {
@@ -325,10 +336,29 @@ impl World {
 
     /// Rounds until one of them writes nothing, with a kubelet's work done in between.
     pub async fn settle(&self, book: &Arc<Book>) -> Result<(), ReconcileError> {
+        self.settle_with(book, &mut Vec::new()).await
+    }
+
+    /// The same without an interruption. Returns what the caches held at each round.
+    pub async fn settle_seeing(&self, book: &Arc<Book>) -> Vec<View> {
+        let mut views = Vec::new();
+        self.settle_with(book, &mut views).await.unwrap();
+        views
+    }
+
+    async fn settle_with(
+        &self,
+        book: &Arc<Book>,
+        views: &mut Vec<View>,
+    ) -> Result<(), ReconcileError> {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
             let before = book.len();
-            self.round(&self.view().await, book).await?;
+            let view = self.view().await;
+            self.round(&view, book).await?;
+            if book.len() > before {
+                views.push(view);
+            }
             let moved = self.play_kubelet().await;
             if book.len() > before || moved {
                 continue;
@@ -422,83 +452,6 @@ impl World {
             .await
             .map(|list| list.items)
             .unwrap_or_default()
-    }
-
-    /// Everything in a cell's namespace that the operator is answerable for, without what differs from one run to the
-    /// next: uids, versions, times, passwords and the namespace's own name.
-    pub async fn essence(&self, number: i64) -> BTreeMap<String, Value> {
-        let namespace = self.cell_name(number);
-        let mut essence = BTreeMap::new();
-        for kind in Kind::ALL {
-            if kind == Kind::Namespace {
-                continue;
-            }
-            for object in self.objects(&namespace, kind).await {
-                let name = object.name_any();
-                if ["kube-root-ca.crt", "default"].contains(&name.as_str()) {
-                    continue;
-                }
-                let mut value = json!({
-                    "labels": object.metadata.labels,
-                    "data": object.data,
-                });
-                if let Some(fields) = value["data"].as_object_mut() {
-                    fields.remove("status");
-                    if kind == Kind::Secret {
-                        let keys: Vec<Value> = fields["data"]
-                            .as_object()
-                            .into_iter()
-                            .flat_map(|data| data.keys().cloned().map(Value::String))
-                            .collect();
-                        fields.insert("data".to_owned(), Value::Array(keys));
-                    }
-                }
-                strip(&mut value);
-                let text = value
-                    .to_string()
-                    .replace(&namespace, "CELL")
-                    .replace(&namespace.replace('-', "_"), "CELL")
-                    .replace(&self.name, "FLEET");
-                let key = format!("{kind:?} {}", migration_name(&name));
-                essence.insert(key, serde_json::from_str(&text).unwrap());
-            }
-        }
-        essence
-    }
-}
-
-/// A migration Job's name ends in a hash over its namespace, too.
-fn migration_name(name: &str) -> String {
-    match name.split_once("-migrate-") {
-        Some((service, _)) => format!("{service}-migrate"),
-        None => name.to_owned(),
-    }
-}
-
-/// Drops what the apiserver or chance puts into an object.
-fn strip(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|name, _| {
-                !name.contains("checksum")
-                    && ![
-                        "controller-uid",
-                        "batch.kubernetes.io/controller-uid",
-                        "job-name",
-                        "batch.kubernetes.io/job-name",
-                        "desired-hash",
-                        "clusterIP",
-                        "clusterIPs",
-                        "TITAN_RANGE_FIRST",
-                        "first",
-                        "last",
-                    ]
-                    .contains(&name.as_str())
-            });
-            fields.values_mut().for_each(strip);
-        }
-        Value::Array(items) => items.iter_mut().for_each(strip),
-        _ => {}
     }
 }
 

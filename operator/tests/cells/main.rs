@@ -16,9 +16,13 @@
 mod book;
 mod crash;
 mod deletion;
+mod essence;
 mod fields;
 mod harness;
 mod lifecycle;
+mod observer;
+mod outside;
 mod patroni;
 mod refusals;
 mod schema;
+mod stale;
