@@ -9,7 +9,9 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use rand::distr::{Alphanumeric, SampleString};
 use serde_json::Value;
-use titan_planner::cell::{Credentials, PostgresPlan, RedisPlan, ServerCredentials, ValidatedCell};
+use titan_planner::cell::{
+    Credentials, PostgresPlan, RedisPlan, ServerCredentials, StoreStorage, ValidatedCell,
+};
 use titan_planner::object::{CELL_LABEL, Kind, MANAGED_BY, MANAGER};
 use titan_planner::status::Step;
 
@@ -17,6 +19,7 @@ use crate::cell::ReconcileError;
 use crate::cell::postgres::POSTGRES;
 use crate::cluster::LiveObjects;
 use crate::context::Context;
+use crate::stores::patroni::was_made;
 
 /// 32 letters and digits: 190 bits, and nothing that a connection string would have to escape.
 const PASSWORD_LENGTH: usize = 32;
@@ -35,8 +38,8 @@ pub(super) async fn gather(
     live: &LiveObjects,
     context: &Context,
 ) -> Result<Result<Credentials, Step>, ReconcileError> {
-    if matches!(cell.postgres, PostgresPlan::Managed { .. })
-        && let Some(step) = lost_password(&cell.name, live)
+    if let PostgresPlan::Managed { storage, .. } = &cell.postgres
+        && let Some(step) = lost_password(&cell.name, storage, live, context).await?
     {
         return Ok(Err(step));
     }
@@ -91,19 +94,33 @@ pub(super) async fn gather(
 }
 
 /// A PostgreSQL that runs knows the passwords that it was made with, and members that were rolled with others could not log
-/// in. (Redis takes its password from the Secret at each start, so there a new one is as good.)
-fn lost_password(cell: &str, live: &LiveObjects) -> Option<Step> {
-    live.get(Kind::StatefulSet, POSTGRES)?;
+/// in. (Redis takes its password from the Secret at each start, so there a new one is as good.) Where its StatefulSet is gone,
+/// too, its volumes may not be, and Patroni remembers that there is a database on them.
+async fn lost_password(
+    cell: &str,
+    storage: &StoreStorage,
+    live: &LiveObjects,
+    context: &Context,
+) -> Result<Option<Step>, ReconcileError> {
     let lost = |key: &&str| secret_value(live, ADMIN, key).is_none();
-    let key = [ADMIN_PASSWORD, REPLICATION_PASSWORD]
+    let Some(key) = [ADMIN_PASSWORD, REPLICATION_PASSWORD]
         .into_iter()
-        .find(lost)?;
-    Some(Step::failed(
+        .find(lost)
+    else {
+        return Ok(None);
+    };
+    let on_volumes = matches!(storage, StoreStorage::Persistent { .. });
+    let made = live.get(Kind::StatefulSet, POSTGRES).is_some()
+        || on_volumes && was_made(&context.client, cell, POSTGRES).await?;
+    if !made {
+        return Ok(None);
+    }
+    Ok(Some(Step::failed(
         "PasswordLost",
         format!(
             "Secret {cell}/{ADMIN} has no {key}, and the PostgreSQL of the cell was made with one that nothing else knows. Read it from a pod that still runs: kubectl -n {cell} exec postgres-0 -- printenv PATRONI_SUPERUSER_PASSWORD PATRONI_REPLICATION_PASSWORD; and put both back as {ADMIN_PASSWORD} and {REPLICATION_PASSWORD}, with the labels {CELL_LABEL}={cell} and {MANAGED_BY}={MANAGER}"
         ),
-    ))
+    )))
 }
 
 fn password() -> String {

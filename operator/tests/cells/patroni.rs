@@ -145,3 +145,35 @@ async fn a_password_that_was_lost_is_not_made_anew() {
     let after = secrets.get("postgres-admin").await.unwrap();
     assert_eq!(after.data.unwrap()["password"], password);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_keep_a_password_that_is_lost_with_the_statefulset() {
+    let world = World::new("volumes").await;
+    let mut cell = world.cell(1);
+    let persistent = json!({"persistent": {"size": "1Gi"}});
+    cell["spec"]["databases"] = json!({"postgres": {"members": 1, "storage": persistent}});
+    world.create::<Cell>(cell).await;
+    world.settle(&Arc::new(Book::new())).await.unwrap();
+    let namespace = world.cell_name(1);
+    let secrets = Api::<Secret>::namespaced(world.client.clone(), &namespace);
+    let sets = world.api(&namespace, Kind::StatefulSet);
+    let lose_both = async || {
+        let gone = DeleteParams::default();
+        secrets.delete("postgres-admin", &gone).await.unwrap();
+        sets.delete("postgres", &gone).await.unwrap();
+        world.settle(&Arc::new(Book::new())).await.unwrap();
+        condition(&world.get_cell(1).await.unwrap(), "Ready")
+    };
+    // There was no database yet: another password is as good.
+    let ready = lose_both().await;
+    assert!(!ready.contains("PasswordLost"), "{ready}");
+    assert!(sets.get_opt("postgres").await.unwrap().is_some());
+
+    let maps = Api::namespaced(world.client.clone(), &namespace);
+    let made = json!({"initialize": "7123456789"});
+    remember(&maps, "postgres-config", made).await;
+    let ready = lose_both().await;
+    assert!(ready.starts_with("False/PasswordLost"), "{ready}");
+    assert!(secrets.get_opt("postgres-admin").await.unwrap().is_none());
+    assert!(sets.get_opt("postgres").await.unwrap().is_none());
+}

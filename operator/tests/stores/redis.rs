@@ -1,10 +1,13 @@
 //! A Redis cluster of six real servers.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
+use titan_operator::leader::WriteGate;
+use titan_operator::ledger::{GatedLedger, Ledger};
 use titan_operator::stores::StoreError;
 use titan_operator::stores::redis::{RedisReport, ensure_cluster, ensure_single};
 use titan_testbed::Redis;
@@ -120,8 +123,8 @@ impl Cluster {
             .collect()
     }
 
-    async fn ensure(&self, book: &Book) -> Result<RedisReport, StoreError> {
-        ensure_cluster(&self.addresses(), PASSWORD, book).await
+    async fn ensure(&self, ledger: &dyn Ledger) -> Result<RedisReport, StoreError> {
+        ensure_cluster(&self.addresses(), PASSWORD, ledger).await
     }
 
     /// Reconciles as the operator does, until nothing is waited for; returns how long that took.
@@ -381,4 +384,25 @@ async fn nodes_that_come_back_elsewhere_are_found_again() {
     );
     cluster.assert_whole().await;
     cluster.assert_full().await;
+}
+
+#[tokio::test]
+async fn who_does_not_lead_forms_no_cluster() {
+    let cluster = Cluster::start();
+    let book = Arc::new(Book::new());
+    let gated = |gate| GatedLedger::new(book.clone(), gate);
+    let refused = cluster.ensure(&gated(WriteGate::closed())).await;
+    assert_eq!(refused.unwrap_err().category(), "interrupted");
+    assert_eq!(book.writes(), Vec::<String>::new());
+    for node in &cluster.nodes {
+        let known: String = node.ask(&["CLUSTER", "NODES"]).await;
+        assert_eq!(known.lines().count(), 1, "it has met nobody: {known}");
+        let slots: String = node.ask(&["CLUSTER", "INFO"]).await;
+        assert!(slots.contains("cluster_slots_assigned:0"), "{slots}");
+    }
+
+    // The same nodes, and who leads.
+    let leader = gated(WriteGate::open());
+    let formed = cluster.ensure(&leader).await.unwrap();
+    assert!(formed.writes > 0 && book.len() == formed.writes);
 }

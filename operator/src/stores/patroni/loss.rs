@@ -22,6 +22,28 @@ pub fn is_lost(made: bool, lock: &LockView, members: &[MemberView]) -> bool {
         && members.iter().all(|member| member.empty)
 }
 
+/// Whether Patroni cluster `scope` was made once, and has not been let go since.
+///
+/// # Errors
+/// The apiserver cannot be reached or refuses.
+pub async fn was_made(client: &kube::Client, namespace: &str, scope: &str) -> Result<bool> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let name = config_of(scope);
+    match maps.get_opt(&name).await {
+        Ok(config) => Ok(config.is_some_and(|config| remembers(&config))),
+        Err(error) => Err(classify(namespace, &name, &error)),
+    }
+}
+
+/// The ConfigMap in which Patroni keeps what its cluster is.
+fn config_of(scope: &str) -> String {
+    format!("{scope}-config")
+}
+
+fn remembers(config: &ConfigMap) -> bool {
+    text(config, "initialize").is_some()
+}
+
 /// Lets Patroni cluster `scope` be made anew where all of its data is lost. Returns whether it was.
 ///
 /// `members` are those that the StatefulSet should have. To be called only for ephemeral storage: a volume that is away
@@ -40,7 +62,7 @@ pub async fn forget_lost_data(
         return Ok(false);
     }
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let name = format!("{scope}-config");
+    let name = config_of(scope);
     let refused = |error: &kube::Error| classify(namespace, &name, error);
     let config = maps.get_opt(&name).await.map_err(|error| refused(&error))?;
     let Some(config) = config else {
@@ -48,7 +70,7 @@ pub async fn forget_lost_data(
     };
     let leader = maps.get_opt(&format!("{scope}-leader")).await;
     let leader = leader.map_err(|error| refused(&error))?.unwrap_or_default();
-    let made = text(&config, "initialize").is_some();
+    let made = remembers(&config);
     if !is_lost(made, &LockView::read(&leader, None), members) {
         return Ok(false);
     }

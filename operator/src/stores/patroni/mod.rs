@@ -10,7 +10,7 @@ mod settings;
 mod view;
 
 pub use failover::{Decision, decide, hasten_failover};
-pub use loss::{forget_lost_data, is_lost};
+pub use loss::{forget_lost_data, is_lost, was_made};
 pub use settings::reconfigure;
 pub use view::{LockView, MemberView, PodState};
 
