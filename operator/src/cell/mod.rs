@@ -8,6 +8,7 @@ mod error;
 mod finalize;
 mod migration;
 mod namespace;
+mod overdue;
 mod postgres;
 mod reconcile;
 mod report;

@@ -26,6 +26,7 @@ use crate::cell::error::ReconcileError;
 use crate::cell::finalize::{FINALIZER, finalize};
 use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
+use crate::cell::overdue::{starting, unanswered, unready_for};
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
 use crate::cell::services::{
@@ -172,6 +173,7 @@ async fn drive(
         live: &live,
         client: &client,
         context,
+        unready_for: unready_for(cell),
     }
     .run(&row, progress)
     .await
@@ -221,6 +223,8 @@ struct Pass<'a> {
     live: &'a LiveObjects,
     client: &'a ObjectClient<'a>,
     context: &'a Context,
+    /// For how long the databases have not been ready.
+    unready_for: Duration,
 }
 
 /// Databases that are as they should be.
@@ -331,12 +335,7 @@ impl Pass<'_> {
             if ready == 0 {
                 let diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
                 return Ok(Err(diagnoses.get(store).map_or_else(
-                    || {
-                        Step::waiting(
-                            "DatabasesStarting",
-                            format!("waiting for {store} to become ready"),
-                        )
-                    },
+                    || starting(&self.valid.name, store, self.unready_for),
                     step_of,
                 )));
             }
@@ -355,7 +354,10 @@ impl Pass<'_> {
         );
         let (sql, cache) = match (sql, cache) {
             (Ok(sql), Ok(cache)) => (sql, cache),
-            (Err(error), _) | (_, Err(error)) => return store_step(error).map(Err),
+            (Err(error), _) | (_, Err(error)) => {
+                let step = store_step(error)?;
+                return Ok(Err(unanswered(step, self.unready_for)));
+            }
         };
         let cache = if cache.is_empty() {
             "answers".to_owned()

@@ -32,12 +32,20 @@ async fn refused(world: &World, cell: Value, reason: &str, names: &[&str]) {
             "the message should name {name}: {ready}"
         );
     }
-    for kind in [Kind::Deployment, Kind::Secret, Kind::Job] {
-        assert!(
-            world.objects(&cell.name_any(), kind).await.is_empty(),
-            "nothing may be made of a refused cell"
-        );
+    nothing_is_made_of(world, &cell.name_any(), &[]).await;
+}
+
+/// Expects nothing in the namespace of a cell but of some kinds, and nothing outside of it.
+async fn nothing_is_made_of(world: &World, name: &str, but: &[Kind]) {
+    for kind in Kind::ALL {
+        if kind != Kind::Namespace && !but.contains(&kind) {
+            let made = world.objects(name, kind).await;
+            assert!(made.is_empty(), "{kind:?}: {made:#?}");
+        }
     }
+    let outside = world.outside_of(name).await;
+    assert_eq!(outside["postgres"], json!([]));
+    assert_eq!(outside["topics"], json!({}));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,4 +225,93 @@ async fn a_cell_waits_for_kafka_and_goes_on_by_itself() {
     let topics = condition(&cell, "TopicsReady");
     assert!(topics.starts_with("True/"), "{topics}");
     assert!(topics.contains("never taken away"), "{topics}");
+}
+
+/// What a cell says now, and once its databases have not been ready for long.
+async fn now_and_later(world: &World, cell: Value) -> (String, String) {
+    world.create::<Cell>(cell).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let now = world.get_cell(1).await.unwrap();
+    let mut conditions = now.status.clone().unwrap().conditions;
+    for condition in &mut conditions {
+        if condition.type_ == "DatabasesReady" {
+            let long_ago = "2026-01-01T00:00:00Z".parse().unwrap();
+            condition.last_transition_time =
+                k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(long_ago);
+        }
+    }
+    let patch = Patch::Merge(json!({"status": {"conditions": conditions}}));
+    kube::Api::<Cell>::all(world.client.clone())
+        .patch_status(&world.cell_name(1), &PatchParams::default(), &patch)
+        .await
+        .unwrap();
+    world.settle(&book).await.unwrap();
+    let later = world.get_cell(1).await.unwrap();
+    assert!(condition(&later, "Stalled").starts_with("True/"));
+    let quiet = Arc::new(Book::new());
+    world.round(&world.view().await, &quiet).await.unwrap();
+    assert_eq!(quiet.writes(), Vec::<String>::new(), "it is said once");
+    (condition(&now, "Ready"), condition(&later, "Ready"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_never_becomes_ready_is_told_with_what_to_look_at() {
+    let world = World::new("unready").await;
+    let mut cell = world.cell(1);
+    cell["spec"]["databases"] = json!({"postgres": {"members": 1, "storage": {"ephemeral": {}}}});
+    let (now, later) = now_and_later(&world, cell).await;
+    assert!(now.starts_with("Unknown/DatabasesStarting"), "{now}");
+    assert!(later.starts_with("False/DatabaseNotReady"), "{later}");
+    let command = format!("kubectl logs -n {} postgres-0", world.cell_name(1));
+    assert!(later.contains(&command), "{later}");
+    let namespace = world.cell_name(1);
+    for kind in [Kind::Deployment, Kind::Job] {
+        assert!(world.objects(&namespace, kind).await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_external_postgres_that_is_away_or_refuses_is_told() {
+    let world = World::new("away").await;
+    world.set_postgres(json!({"port": "1"})).await;
+    let (now, later) = now_and_later(&world, world.cell(1)).await;
+    assert!(now.starts_with("Unknown/PostgresUnreachable"), "{now}");
+    assert!(later.starts_with("False/PostgresUnreachable"), "{later}");
+    for said in [&now, &later] {
+        assert!(said.contains("127.0.0.1:1"), "where? {said}");
+        assert!(said.contains("firewall"), "what to do? {said}");
+    }
+    let made = [
+        Kind::RoleBinding,
+        Kind::ServiceAccount,
+        Kind::Secret,
+        Kind::ConfigMap,
+        Kind::NetworkPolicy,
+        Kind::Service,
+    ];
+    let cell = world.cell_name(1);
+    let outside = world.outside_of(&cell).await;
+    assert_eq!(outside["postgres"], json!([]));
+    for kind in Kind::ALL {
+        if kind != Kind::Namespace && !made.contains(&kind) {
+            assert!(world.objects(&cell, kind).await.is_empty(), "{kind:?}");
+        }
+    }
+
+    let port = world.postgres().port.to_string();
+    world
+        .set_postgres(json!({"port": port, "password": "wrong"}))
+        .await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
+    assert!(ready.starts_with("False/PostgresLoginRefused"), "{ready}");
+    assert!(ready.contains("Secret"), "what to do? {ready}");
+
+    let password = world.postgres().password;
+    world.set_postgres(json!({"password": password})).await;
+    world.settle(&book).await.unwrap();
+    let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
+    assert!(ready.starts_with("True/"), "{ready}");
 }

@@ -1,0 +1,75 @@
+//! Databases that have been waited for too long: from then on a person is asked to look.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use titan_crds::{Cell, ConditionType};
+use titan_planner::status::Step;
+
+/// For how long a database may take to come up, or to come back, before somebody should look. A start takes seconds, the
+/// election of another leader less than a minute.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// For how long the databases have not been ready, as the Cell's status has it.
+pub(super) fn unready_for(cell: &Cell) -> Duration {
+    cell.status
+        .iter()
+        .flat_map(|status| &status.conditions)
+        .find(|it| it.type_ == ConditionType::DatabasesReady.as_str() && it.status == "False")
+        .map(|condition| Timestamp::now().duration_since(condition.last_transition_time.0))
+        .and_then(|waited| Duration::try_from(waited).ok())
+        .unwrap_or_default()
+}
+
+/// What is said of a store in the cell that has no ready pod, and of which no pod says what is wrong.
+pub(super) fn starting(cell: &str, store: &str, waited: Duration) -> Step {
+    if waited < PATIENCE {
+        return Step::waiting(
+            "DatabasesStarting",
+            format!("waiting for {store} to become ready"),
+        );
+    }
+    Step::failed(
+        "DatabaseNotReady",
+        format!(
+            "{store} has not become ready for more than {} minutes, and no pod of it says why; look at `kubectl logs -n {cell} {store}-0` and `kubectl describe -n {cell} pod/{store}-0 statefulset/{store}`. The operator goes on by itself when it is ready",
+            PATIENCE.as_secs() / 60
+        ),
+    )
+}
+
+/// What is said of a store that does not answer: after a while it is for a person.
+pub(super) fn unanswered(step: Step, waited: Duration) -> Step {
+    match step {
+        Step::Waiting { reason, message } if waited >= PATIENCE => Step::Failed {
+            reason,
+            message: format!(
+                "{message}. It has been so for more than {} minutes",
+                PATIENCE.as_secs() / 60
+            ),
+        },
+        step => step,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_waited_for_too_long_is_for_a_person() {
+        let reason = |step: &Step| match step {
+            Step::Waiting { reason, .. } => format!("waits: {reason}"),
+            Step::Failed { reason, .. } => format!("fails: {reason}"),
+            Step::NotReached | Step::Done(_) => String::new(),
+        };
+        let (soon, late) = (PATIENCE - Duration::from_secs(1), PATIENCE);
+        let start = |waited| reason(&starting("cell-001", "postgres", waited));
+        assert_eq!(start(soon), "waits: DatabasesStarting");
+        assert_eq!(start(late), "fails: DatabaseNotReady");
+        let away = || Step::waiting("PostgresUnreachable", "no answer");
+        assert_eq!(unanswered(away(), soon), away());
+        let late = unanswered(away(), late);
+        assert_eq!(reason(&late), "fails: PostgresUnreachable");
+    }
+}
