@@ -6,7 +6,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use titan_crds::{CellStatus, ConditionType, ServiceStatus, UserRange};
-use titan_routing::Assignment;
+use titan_routing::{Assignment, AssignmentState};
 
 use crate::condition::{Conditions, is_true};
 
@@ -174,7 +174,8 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
     CellStatus {
         observed_generation: generation,
         conditions: if paused {
-            paused_conditions(&writer)
+            let active = assignment.is_some_and(|row| row.state == AssignmentState::Active);
+            paused_conditions(&writer, &steps.services, active)
         } else {
             conditions(&writer, &steps, was_serving)
         },
@@ -236,35 +237,37 @@ fn common_release(services: &[ServiceStatus]) -> Option<String> {
         .then(|| first.release.clone())
 }
 
-/// A paused cell says what it was when it was paused, and that it is paused.
-fn paused_conditions(writer: &Conditions<'_>) -> Vec<Condition> {
-    let mut conditions: Vec<Condition> = writer
-        .before
-        .iter()
-        .filter(|condition| {
-            ![
-                ConditionType::Reconciling,
-                ConditionType::Stalled,
-                ConditionType::Paused,
-            ]
+/// A paused cell says what it was when it was paused, how its services are now, and that it is paused.
+fn paused_conditions(writer: &Conditions<'_>, services: &Step, active: bool) -> Vec<Condition> {
+    let is = |condition: &Condition, name: ConditionType| condition.type_ == name.as_str();
+    let before = |name: ConditionType| writer.before.iter().find(|it| is(it, name));
+    let seen = *services != Step::NotReached;
+    let mut said_anew = vec![
+        ConditionType::Ready,
+        ConditionType::Reconciling,
+        ConditionType::Stalled,
+        ConditionType::Paused,
+    ];
+    said_anew.extend(seen.then_some(ConditionType::ServicesAvailable));
+    let mut conditions = vec![paused_ready(
+        writer,
+        before(ConditionType::Ready),
+        services,
+        active,
+    )];
+    conditions.extend(
+        writer
+            .before
             .iter()
-            .any(|name| condition.type_ == name.as_str())
-        })
-        .cloned()
-        .map(|condition| Condition {
-            observed_generation: Some(writer.generation),
-            ..condition
-        })
-        .collect();
-    if !conditions
-        .iter()
-        .any(|condition| condition.type_ == ConditionType::Ready.as_str())
-    {
-        conditions.push(writer.condition(
-            ConditionType::Ready,
-            "Unknown",
-            "Paused",
-            "paused before the first reconcile",
+            .filter(|it| !said_anew.iter().any(|name| is(it, *name)))
+            .cloned()
+            .map(|condition| at_generation(condition, writer.generation)),
+    );
+    if seen {
+        conditions.push(step_condition(
+            writer,
+            ConditionType::ServicesAvailable,
+            services,
         ));
     }
     conditions.push(writer.condition(
@@ -276,27 +279,74 @@ fn paused_conditions(writer: &Conditions<'_>) -> Vec<Condition> {
     conditions
 }
 
+/// What `Ready` says of a paused cell. Only its services are looked at, so it follows them where they are what decides: in a
+/// cell that was brought up, while nothing that comes before them was amiss.
+fn paused_ready(
+    writer: &Conditions<'_>,
+    before: Option<&Condition>,
+    services: &Step,
+    active: bool,
+) -> Condition {
+    let Some(before) = before else {
+        let message = "paused before the first reconcile";
+        return writer.condition(ConditionType::Ready, "Unknown", "Paused", message);
+    };
+    let brought_up = before.status != "Unknown" && active;
+    let earlier_done = [
+        ConditionType::RangeAssigned,
+        ConditionType::DatabasesReady,
+        ConditionType::TopicsReady,
+        ConditionType::Migrated,
+    ]
+    .iter()
+    .all(|name| is_true(writer.before, *name));
+    match services {
+        Step::Waiting { reason, message } | Step::Failed { reason, message }
+            if brought_up && earlier_done =>
+        {
+            writer.condition(ConditionType::Ready, "False", reason, message)
+        }
+        Step::Done(_) if brought_up && earlier_done => serving(writer),
+        _ => at_generation(before.clone(), writer.generation),
+    }
+}
+
+fn at_generation(condition: Condition, generation: i64) -> Condition {
+    Condition {
+        observed_generation: Some(generation),
+        ..condition
+    }
+}
+
+fn serving(writer: &Conditions<'_>) -> Condition {
+    writer.condition(
+        ConditionType::Ready,
+        "True",
+        "Serving",
+        "every service has its pods and the range is routed to this cell",
+    )
+}
+
+fn step_condition(writer: &Conditions<'_>, name: ConditionType, step: &Step) -> Condition {
+    match step {
+        Step::Done(message) => writer.condition(name, "True", "Done", message),
+        Step::Waiting { reason, message } | Step::Failed { reason, message } => {
+            writer.condition(name, "False", reason, message)
+        }
+        Step::NotReached => {
+            writer.condition(name, "Unknown", "NotReached", "an earlier step comes first")
+        }
+    }
+}
+
 fn conditions(writer: &Conditions<'_>, steps: &Steps, was_serving: bool) -> Vec<Condition> {
     let mut conditions = match steps.decisive() {
-        None => vec![writer.condition(
-            ConditionType::Ready,
-            "True",
-            "Serving",
-            "every service has its pods and the range is routed to this cell",
-        )],
+        None => vec![serving(writer)],
         Some(step) => open_conditions(writer, step, was_serving),
     };
     for (name, step) in steps.in_order() {
         let Some(name) = name else { continue };
-        conditions.push(match step {
-            Step::Done(message) => writer.condition(name, "True", "Done", message),
-            Step::Waiting { reason, message } | Step::Failed { reason, message } => {
-                writer.condition(name, "False", reason, message)
-            }
-            Step::NotReached => {
-                writer.condition(name, "Unknown", "NotReached", "an earlier step comes first")
-            }
-        });
+        conditions.push(step_condition(writer, name, step));
     }
     conditions
 }

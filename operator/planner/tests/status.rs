@@ -186,6 +186,67 @@ fn a_paused_cell_keeps_what_it_was() {
 }
 
 #[test]
+fn a_paused_cell_says_how_its_services_are() {
+    let range = KeyRange::new(Key::new(10).unwrap(), Key::new(19).unwrap()).unwrap();
+    let row = Assignment {
+        range,
+        cell: "cell-001".to_owned(),
+        home: "cell-001".to_owned(),
+        state: AssignmentState::Active,
+        epoch: Epoch(7),
+    };
+    let paused = |previous: &CellStatus, services: Step, row: Option<&Assignment>| {
+        cell_status(StatusInput {
+            previous: Some(previous),
+            generation: 2,
+            now: time(9),
+            paused: true,
+            steps: Steps {
+                services,
+                ..Steps::none()
+            },
+            assignment: row,
+            services: None,
+        })
+    };
+    let done = || Step::Done("2 services have their pods".to_owned());
+    let crashes = || Step::failed("ServiceCrashing", "order crashes");
+
+    let served = write(None, &look(1, all_done()), 1);
+    let down = paused(&served, crashes(), Some(&row));
+    assert_eq!(text(&down, "Ready"), "False/ServiceCrashing");
+    assert_eq!(text(&down, "ServicesAvailable"), "False/ServiceCrashing");
+    assert_eq!(text(&down, "Stalled"), "absent");
+    assert_eq!(text(&down, "Paused"), "True/PausedBySpec");
+    assert_eq!(paused(&down, crashes(), Some(&row)), down);
+    let up = paused(&down, done(), Some(&row));
+    assert_eq!(text(&up, "Ready"), "True/Serving");
+    assert_eq!(text(&up, "ServicesAvailable"), "True/Done");
+
+    // What was amiss before the services stays: it is not looked at.
+    let homeless = Steps {
+        databases: Step::failed("PostgresLoginRefused", "wrong password"),
+        ..all_done()
+    };
+    let homeless = write(None, &look(1, homeless), 1);
+    for services in [done(), crashes()] {
+        let status = paused(&homeless, services, Some(&row));
+        assert_eq!(text(&status, "Ready"), "False/PostgresLoginRefused");
+    }
+    // Pods alone do not make a cell that was never brought up, or that has no range, Ready.
+    let starting = Steps {
+        services: Step::waiting("ServicesStarting", "waiting for order 0/1"),
+        ..all_done()
+    };
+    let starting = write(None, &look(1, starting), 1);
+    let status = paused(&starting, done(), Some(&row));
+    assert_eq!(text(&status, "Ready"), "Unknown/ServicesStarting");
+    assert_eq!(text(&status, "ServicesAvailable"), "True/Done");
+    let status = paused(&down, done(), None);
+    assert_eq!(text(&status, "Ready"), "False/ServiceCrashing");
+}
+
+#[test]
 fn the_range_and_the_services_are_summed_up() {
     let range = KeyRange::new(Key::new(10).unwrap(), Key::new(19).unwrap()).unwrap();
     let row = Assignment {

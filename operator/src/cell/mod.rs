@@ -9,6 +9,7 @@ mod finalize;
 mod migration;
 mod namespace;
 mod overdue;
+mod pause;
 mod postgres;
 mod reconcile;
 mod report;

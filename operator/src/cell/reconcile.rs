@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use titan_crds::{Cell, ConditionType, ServiceStatus};
 use titan_planner::cell::{
@@ -27,6 +26,7 @@ use crate::cell::finalize::{FINALIZER, finalize};
 use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for};
+use crate::cell::pause::look;
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
 use crate::cell::services::{
@@ -80,17 +80,19 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
     if cell.metadata.deletion_timestamp.is_some() && !paused {
         return finalize(&cell, &context).await;
     }
-    let mut progress = Progress::new();
     if paused {
-        progress.assignment = context
-            .tables
-            .latest(&cell.spec.fleet)
-            .and_then(|table| table.served_by(&cell.name_any()).next().cloned());
+        let progress = look(&cell, &context).await?;
+        // Watches tell of Deployments; of a pod that is stuck they do not.
+        let next = match &progress.steps.services {
+            Step::Waiting { .. } | Step::Failed { .. } => Action::requeue(jitter(LATER)),
+            Step::Done(_) | Step::NotReached => Action::await_change(),
+        };
         return Ok(match report(&cell, &context, progress).await? {
-            Reported::Told => Action::await_change(),
+            Reported::Told => next,
             Reported::Outdated => Action::requeue(SHORTLY),
         });
     }
+    let mut progress = Progress::new();
     // From here on there may be things outside of Kubernetes.
     let cell = hold(cell, FINALIZER, &context).await?;
     let result = drive(&cell, &context, &mut progress).await;
@@ -280,7 +282,7 @@ impl Pass<'_> {
         }
         progress.steps.migrations = migrations_step(&self.valid.name, &jobs, &diagnoses);
         if !calm {
-            diagnose_deployments(self.valid, self.live, &mut diagnoses);
+            diagnose_deployments(&services, self.live, &mut diagnoses);
             explain(&mut services, &diagnoses);
         }
         let step = services_step(&services, &diagnoses);

@@ -37,11 +37,11 @@ pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagn
 
 /// What the Deployments say of services of which no pod says what is wrong.
 pub(super) fn diagnose_deployments(
-    cell: &ValidatedCell,
+    services: &[ServiceStatus],
     live: &LiveObjects,
     diagnoses: &mut Diagnoses,
 ) {
-    for service in &cell.services {
+    for service in services {
         if !diagnoses.contains_key(&service.name)
             && let Some(deployment) = live.get(Kind::Deployment, &service.name)
             && let Some(diagnosis) = diagnose_deployment(&deployment.body())
@@ -56,26 +56,43 @@ pub(super) fn rollup(cell: &ValidatedCell, live: &LiveObjects) -> Vec<ServiceSta
     cell.services
         .iter()
         .map(|service| {
-            let deployment = live
-                .get(Kind::Deployment, &service.name)
-                .map(LiveObject::body);
-            let desired = deployment
-                .as_ref()
-                .map(|body| number(body, "/spec/replicas"))
-                .or(service.replicas.map(i64::from))
-                .unwrap_or(1);
-            ServiceStatus {
-                name: service.name.clone(),
-                release: deployment
-                    .as_ref()
-                    .and_then(image_tag)
-                    .unwrap_or_else(|| service.release.clone()),
-                desired: clamp(desired),
-                ready: clamp(deployment.as_ref().map_or(0, ready_pods)),
-                message: None,
-            }
+            let planned = service.replicas.map_or(1, i64::from);
+            status_of(&service.name, &service.release, planned, live)
         })
         .collect()
+}
+
+/// The status of each service that there is, whatever is planned: those that the cell's status knows, in its order, and those
+/// that have a Deployment.
+pub(super) fn rollup_unplanned(known: &[ServiceStatus], live: &LiveObjects) -> Vec<ServiceStatus> {
+    let is_known = |name: &str| known.iter().any(|service| service.name == name);
+    let others = live
+        .iter()
+        .filter(|object| object.kind == Kind::Deployment && !is_known(&object.name))
+        .map(|object| status_of(&object.name, "", 1, live));
+    known
+        .iter()
+        .map(|service| {
+            let desired = i64::from(service.desired);
+            status_of(&service.name, &service.release, desired, live)
+        })
+        .chain(others)
+        .collect()
+}
+
+/// What a service's Deployment says; where it says nothing of the release and the pods it should have, what is passed.
+fn status_of(name: &str, release: &str, desired: i64, live: &LiveObjects) -> ServiceStatus {
+    let deployment = live.get(Kind::Deployment, name).map(LiveObject::body);
+    let deployment = deployment.as_ref();
+    ServiceStatus {
+        name: name.to_owned(),
+        release: deployment
+            .and_then(image_tag)
+            .unwrap_or_else(|| release.to_owned()),
+        desired: clamp(deployment.map_or(desired, |body| number(body, "/spec/replicas"))),
+        ready: clamp(deployment.map_or(0, ready_pods)),
+        message: None,
+    }
 }
 
 /// Says of each service what is wrong with it.

@@ -319,6 +319,65 @@ async fn a_paused_cell_is_not_written_to() {
         .collect();
     assert_eq!(others, Vec::<String>::new());
 
+    // Its status goes on telling the truth: of pods that are gone, of a Deployment that is, and of all of them back.
+    let namespace = world.cell_name(1);
+    let deployments = world.api(&namespace, Kind::Deployment);
+    let say = async |ready: i32| {
+        let status = json!({"status": {
+            "readyReplicas": ready, "availableReplicas": ready, "conditions": null,
+        }});
+        deployments
+            .patch_status(
+                "order",
+                &Default::default(),
+                &kube::api::Patch::Merge(status),
+            )
+            .await
+            .unwrap();
+    };
+    let round = async || {
+        world.round(&world.view().await, &paused).await.unwrap();
+        let cell = world.get_cell(1).await.unwrap();
+        let status = cell.status.clone().unwrap();
+        (
+            condition(&cell, "Ready"),
+            condition(&cell, "ServicesAvailable"),
+            status.services_ready.unwrap(),
+        )
+    };
+    say(0).await;
+    let (ready, services, count) = round().await;
+    assert!(ready.starts_with("False/ServicesStarting"), "{ready}");
+    assert!(services.contains("order 0/1"), "{services}");
+    assert_eq!(count, "1/2");
+    let status = world.get_cell(1).await.unwrap().status.unwrap();
+    let order = status.services.iter().find(|it| it.name == "order");
+    assert_eq!(order.map(|it| (it.ready, &*it.release)), Some((0, "1.0.0")));
+
+    say(1).await;
+    let (ready, _, count) = round().await;
+    assert!(ready.starts_with("True/"), "{ready}");
+    assert_eq!(count, "2/2");
+
+    deployments
+        .delete("user", &Default::default())
+        .await
+        .unwrap();
+    let (ready, services, count) = round().await;
+    assert!(ready.starts_with("False/"), "{ready}");
+    assert!(services.contains("user 0/1"), "{services}");
+    assert_eq!(count, "1/2");
+    // The fleet's own status follows.
+    round().await;
+    let before = paused.len();
+    round().await;
+    assert_eq!(paused.len(), before, "it says nothing twice");
+    let wrote = paused.writes();
+    assert!(
+        wrote.iter().all(|write| write.contains(" status ")),
+        "{wrote:#?}"
+    );
+
     world
         .patch::<Cell>(&world.cell_name(1), json!({"spec": {"paused": false}}))
         .await;
