@@ -1,7 +1,7 @@
 //! `cargo titan test`: every check, in an order that fails early.
 
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -73,6 +73,9 @@ const CARGO: [(&str, &[&str]); 5] = [
     ),
 ];
 
+/// How long `up` may take when there is nothing to build.
+const WARM: Duration = Duration::from_secs(90);
+
 /// The outcome of the checks so far.
 struct Tally {
     keep_going: bool,
@@ -143,6 +146,7 @@ pub fn run(progress: &Progress, options: &Test) -> Result<()> {
     }
     if !options.fast {
         tally.check("cluster", || up::run(progress, &Up::local()))?;
+        tally.check("cluster, once more", || up_again(progress))?;
         let (passed, failed) = scenarios::run(options.scenario.as_deref().unwrap_or_default())?;
         tally.passed += passed;
         tally
@@ -150,6 +154,42 @@ pub fn run(progress: &Progress, options: &Test) -> Result<()> {
             .extend((failed > 0).then(|| format!("{failed} scenarios")));
     }
     tally.finish()
+}
+
+/// Runs `up` over a cluster that is up: it is quick, and replaces nothing.
+fn up_again(progress: &Progress) -> Result<()> {
+    let before = running()?;
+    let started = Instant::now();
+    up::run(progress, &Up::local())?;
+    let took = started.elapsed();
+    if took > WARM {
+        bail!(
+            "`up` over a cluster that is up took {} s, and may take {} s",
+            took.as_secs(),
+            WARM.as_secs()
+        );
+    }
+    let after = running()?;
+    if after != before {
+        bail!("`up` over a cluster that is up replaced something: {before} became {after}");
+    }
+    Ok(())
+}
+
+/// What runs on the local cluster, and which version of it.
+fn running() -> Result<String> {
+    let which = "{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name} {.metadata.uid} {.metadata.generation}; {end}";
+    let output = format!("jsonpath={which}");
+    let mut workloads = shell::kubectl(&["get", "deployments,statefulsets", "-A", "-o", &output]);
+    let mut pods = shell::kubectl(&[
+        "get",
+        "pods",
+        "-A",
+        "--field-selector=status.phase=Running",
+        "-o",
+        &output,
+    ]);
+    Ok(shell::output(&mut workloads)? + &shell::output(&mut pods)?)
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
