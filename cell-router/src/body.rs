@@ -37,6 +37,9 @@ pub struct Recording {
     complete: Cell<bool>,
     fault: Cell<Option<ClientFault>>,
     awaits_client: Cell<bool>,
+    /// Whether it matters when the client had sent everything, and when that was if it was not at once.
+    timed: Cell<bool>,
+    completed: Cell<Option<Instant>>,
 }
 
 impl Recording {
@@ -73,6 +76,26 @@ impl Recording {
     #[must_use]
     pub fn awaits_client(&self) -> bool {
         self.awaits_client.get()
+    }
+
+    /// It matters when the client has sent everything.
+    pub fn time(&self) {
+        self.timed.set(true);
+    }
+
+    /// When the cell could have the whole request, if it was sent at `sent`. None while the client sends it.
+    #[must_use]
+    pub fn whole_since(&self, sent: Instant) -> Option<Instant> {
+        self.complete
+            .get()
+            .then(|| self.completed.get().map_or(sent, |then| then.max(sent)))
+    }
+
+    fn complete(&self) {
+        self.complete.set(true);
+        if self.timed.get() && self.completed.get().is_none() {
+            self.completed.set(Some(Instant::now()));
+        }
     }
 
     /// Keeps nothing any more: what is under way cannot be replayed.
@@ -134,7 +157,7 @@ impl Recording {
             *self.trailers.borrow_mut() = Some(trailers.clone());
         }
         if ends || frame.is_trailers() {
-            self.complete.set(true);
+            self.complete();
         }
         Ok(())
     }
@@ -165,7 +188,7 @@ impl Body for RequestBody {
                         return Poll::Ready(Some(Err(error)));
                     }
                     None => {
-                        recording.complete.set(true);
+                        recording.complete();
                         return Poll::Ready(None);
                     }
                 };

@@ -170,7 +170,10 @@ pub async fn report_failures(shared: Arc<Shared>, registry: Arc<RegistryClient>)
         let mut now = HashMap::with_capacity(healths.len());
         for ((cell, service), health) in healths {
             let totals = shared.metrics.totals(&cell, &service);
-            let row = health.consecutive_failures();
+            // Late answers are no failures in a row; the registry hears of the circuit all the same.
+            let row = health
+                .consecutive_failures()
+                .max(u32::from(health.is_open()));
             let pair = (Arc::clone(&cell), Arc::clone(&service));
             let (last, was_failing) = before.get(&pair).copied().unwrap_or_default();
             now.insert(pair, (totals, row > 0));

@@ -43,6 +43,17 @@ pub struct Described {
     pub error: Option<String>,
 }
 
+/// How long a cell takes to begin with its answer, where that matters.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    /// After this, an answer is late.
+    slow_after: Duration,
+    /// When the request was sent.
+    sent: Option<Instant>,
+    /// When the head of the answer came, and how long after the end of the request.
+    head: Option<(Instant, Duration)>,
+}
+
 /// A request on its way to a cell and the answer on its way back. Ends by [`Exchange::finish`] or when dropped.
 pub struct Exchange {
     worker: Rc<Worker>,
@@ -57,6 +68,7 @@ pub struct Exchange {
     /// When the cell was asked, if that was not at once.
     asked: Option<Instant>,
     probe: Option<Box<Probe>>,
+    timing: Option<Box<Timing>>,
     described: Option<Box<Described>>,
     /// Whether the access log takes it however it ends.
     sampled: bool,
@@ -80,6 +92,7 @@ impl Exchange {
             request: None,
             asked: None,
             probe: None,
+            timing: None,
             described: None,
             sampled: false,
             done: false,
@@ -115,6 +128,19 @@ impl Exchange {
         self.asked = Some(asked);
     }
 
+    /// It matters how long the answer takes. What the client takes to send its request does not count, so it is asked for
+    /// after [`Self::sends`].
+    pub fn late_after(&mut self, slow_after: Duration) {
+        if let Some(request) = &self.request {
+            request.time();
+        }
+        self.timing = Some(Box::new(Timing {
+            slow_after,
+            sent: None,
+            head: None,
+        }));
+    }
+
     /// It tries a circuit that is open.
     pub fn probes(&mut self, probe: Option<Box<Probe>>) {
         self.probe = probe;
@@ -124,6 +150,9 @@ impl Exchange {
     pub fn carried_by(&mut self, conn: Rc<Conn>) {
         if let Some(before) = self.conn.replace(conn) {
             before.released();
+        }
+        if let Some(timing) = &mut self.timing {
+            timing.sent = Some(Instant::now());
         }
     }
 
@@ -149,6 +178,12 @@ impl Exchange {
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.http_status = Some(status);
         self.status_from(headers);
+        if let (Some(timing), Some(request)) = (&mut self.timing, &self.request) {
+            let now = Instant::now();
+            // An answer that begins before the request ends is a stream.
+            let since = timing.sent.and_then(|sent| request.whole_since(sent));
+            timing.head = since.map(|since| (now, now.duration_since(since)));
+        }
     }
 
     /// Takes the gRPC status from trailers, or from the head of a trailers-only answer.
@@ -193,8 +228,19 @@ impl Exchange {
             counts = outcome != Outcome::Broken || conn.blamed_first();
         }
         match faulty {
-            Some(true) if counts => self.worker.failed(&self.target, || self.explain(outcome)),
-            Some(false) => self.target.succeeded(),
+            Some(true) if counts => {
+                self.worker.failed(&self.target, || self.explain(outcome));
+                if self.late(outcome) == Some(true) {
+                    self.worker.late(&self.target, false, self.probe.is_some());
+                }
+            }
+            Some(false) => {
+                let probe = self.probe.is_some();
+                match self.late(outcome) {
+                    Some(late) => self.worker.answered(&self.target, late, probe),
+                    None => self.target.succeeded(probe),
+                }
+            }
             _ => {}
         }
         // Without a verdict, the next one may try.
@@ -233,6 +279,23 @@ impl Exchange {
                     .http_status
                     .is_some_and(|status| matches!(status.as_u16(), 502..=504)),
             }),
+        }
+    }
+
+    /// Whether the answer was late. None where that says nothing: where it does not matter, and where the answer goes on for
+    /// so long after its head that it is a stream, or the client does not take it.
+    fn late(&self, outcome: Outcome) -> Option<bool> {
+        let timing = self.timing.as_deref()?;
+        match (outcome, timing.head) {
+            (Outcome::Answered, Some((head, took))) => {
+                (head.elapsed() <= timing.slow_after).then_some(took > timing.slow_after)
+            }
+            // It was given time enough, or it would not be blamed.
+            (Outcome::TimedOut, None) => {
+                let since = self.request.as_ref()?.whole_since(timing.sent?)?;
+                (since.elapsed() > timing.slow_after).then_some(true)
+            }
+            _ => None,
         }
     }
 

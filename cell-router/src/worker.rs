@@ -42,6 +42,8 @@ pub struct View {
     pub config: Arc<Config>,
     /// The services of the configuration.
     pub services: Rc<Services>,
+    /// After which time answers are late, by the position of the service; empty when none ever is.
+    slow_after: Vec<Option<Duration>>,
     cells: Vec<OnceCell<Rc<CellTargets>>>,
     /// Kept from view to view, by name.
     known: Rc<RefCell<HashMap<Arc<str>, Rc<CellTargets>>>>,
@@ -68,6 +70,7 @@ impl Worker {
             version: 0,
             table: shared.table.load_full(),
             services: Rc::new(Services::new(&config.services)),
+            slow_after: Vec::new(),
             cells: Vec::new(),
             known: Rc::default(),
             active: OnceCell::new(),
@@ -129,7 +132,6 @@ impl Worker {
                 &self.metrics,
                 self.shared.clock,
             ),
-            used_ms: Cell::new(self.shared.clock.now_ms()),
             cell: Arc::clone(&cell.shared),
             service: name,
         });
@@ -154,6 +156,36 @@ impl Worker {
                 cell = &*target.cell.name,
                 detail = detail(),
                 "circuit of the cell opened"
+            );
+        }
+    }
+
+    /// A request was answered as it should, by a service whose answers can be late.
+    pub fn answered(&self, target: &Target, late: bool, probe: bool) {
+        let config = self.shared.config.load();
+        let now_ms = self.shared.clock.now_ms();
+        target.cell.health.succeeded(probe);
+        if late {
+            self.late(target, true, probe);
+        } else {
+            target.health.in_time(probe, &config.breaker, now_ms);
+        }
+    }
+
+    /// A request was answered late or not at all, by a service whose answers can be late.
+    pub fn late(&self, target: &Target, answered: bool, probe: bool) {
+        let config = self.shared.config.load();
+        let now_ms = self.shared.clock.now_ms();
+        let detail = |percent| format!("{percent}% of the answers are late");
+        if target
+            .health
+            .late(answered, probe, &config.breaker, now_ms, detail)
+        {
+            tracing::warn!(
+                cell = &*target.cell.name,
+                service = &*target.service,
+                detail = target.health.detail(),
+                "circuit of the service opened"
             );
         }
     }
@@ -225,6 +257,7 @@ impl View {
         });
         View {
             version,
+            slow_after: slow_after(&config, &services),
             cells: vec![OnceCell::new(); table.cells().len()],
             table,
             config,
@@ -232,6 +265,12 @@ impl View {
             known: Rc::clone(&self.known),
             active: OnceCell::new(),
         }
+    }
+
+    /// After which time answers of a service are late, if they ever are.
+    #[must_use]
+    pub fn slow_after(&self, service: usize) -> Option<Duration> {
+        self.slow_after.get(service).copied().flatten()
     }
 
     fn cell_targets(&self, shared: &Shared, endpoint: &CellEndpoint) -> Rc<CellTargets> {
@@ -272,4 +311,13 @@ impl View {
             cells
         })
     }
+}
+
+fn slow_after(config: &Config, services: &Services) -> Vec<Option<Duration>> {
+    let slow_after = &config.breaker.slow_after;
+    if slow_after.is_empty() {
+        return Vec::new();
+    }
+    let of = |name: &str| slow_after.get(name).map(|after| after.0);
+    services.iter().map(|entry| of(&entry.name)).collect()
 }

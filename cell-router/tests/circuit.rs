@@ -345,6 +345,130 @@ async fn a_cell_that_hangs_leaves_room_for_the_others() {
     assert_eq!(router.shared.cell("cell-001").in_flight(), 0);
 }
 
+/// A service whose answers are late after 50 ms.
+fn impatient() -> Config {
+    let mut config = touchy();
+    let late = Span(Duration::from_millis(50));
+    config.breaker.slow_after.insert("order".into(), late);
+    config
+}
+
+/// A pod whose answers begin after a while, and take as long again to end.
+async fn slow_pod(head: Duration, rest: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        let mut body = request.into_body();
+                        while let Some(data) = body.data().await {
+                            let data = data.unwrap();
+                            body.flow_control().release_capacity(data.len()).unwrap();
+                        }
+                        tokio::time::sleep(head).await;
+                        let answer = http::Response::builder()
+                            .header("content-type", "application/grpc")
+                            .body(())
+                            .unwrap();
+                        let mut stream = respond.send_response(answer, false).unwrap();
+                        tokio::time::sleep(rest).await;
+                        let status = http::HeaderValue::from_static("0");
+                        let trailers = HeaderMap::from_iter([(
+                            http::HeaderName::from_static("grpc-status"),
+                            status,
+                        )]);
+                        stream.send_trailers(trailers).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    address
+}
+
+/// What so many requests at once are refused for.
+async fn refusals(client: &Client, count: usize, headers: &[(&str, &str)]) -> Vec<String> {
+    let requests = (0..count).map(|_| async {
+        let reply = client.call(PATH, headers).await.unwrap();
+        reply.header("x-titan-router-error").to_owned()
+    });
+    futures::future::join_all(requests).await
+}
+
+const LATE: Duration = Duration::from_millis(150);
+
+#[tokio::test]
+async fn late_answers_open_the_circuit_of_the_service_alone() {
+    let (slow, a) = (slow_pod(LATE, Duration::ZERO).await, pod("a").await);
+    let mut config = impatient();
+    let endpoints = [("order", slow), ("cart", a.address)];
+    for (service, address) in endpoints {
+        let name = format!("{service}.cell-001.test");
+        config.hosts.insert(name, vec![address]);
+    }
+    let router = router(config, Some(&one_cell("cell-001.test"))).await;
+    let client = Client::connect(router.listen).await;
+    let key = [("x-titan-key", "5")];
+    assert_eq!(refusals(&client, 40, &key).await, vec![""; 40]);
+    assert_eq!(refusals(&client, 10, &key).await, vec![""; 10]);
+    assert_eq!(refusals(&client, 10, &key).await, vec!["circuit-open"; 10]);
+    let cart = client.call("/titan.cart.v1.Carts/Get", &key).await.unwrap();
+    assert_eq!(cart.pod(), "a");
+    assert_eq!(router.shared.cell("cell-001").health.failures(), 0);
+    let page = support::page(router.admin, "/cells").await;
+    assert!(page.contains("of the answers are late"), "{page}");
+}
+
+#[tokio::test]
+async fn streams_and_who_is_ready_to_wait_open_no_circuit_for_late_answers() {
+    let stream = slow_pod(LATE, LATE).await;
+    let router = router(impatient(), Some(&one_cell(&stream.to_string()))).await;
+    let client = Client::connect(router.listen).await;
+    // It goes on after its head for as long.
+    assert_eq!(
+        refusals(&client, 100, &[("x-titan-key", "5")]).await,
+        vec![""; 100]
+    );
+    serves(&router).await;
+
+    let poll = slow_pod(LATE, Duration::ZERO).await;
+    let router = support::router(impatient(), Some(&one_cell(&poll.to_string()))).await;
+    let client = Client::connect(router.listen).await;
+    let headers = [("x-titan-key", "5"), ("grpc-timeout", "31S")];
+    assert_eq!(refusals(&client, 100, &headers).await, vec![""; 100]);
+    serves(&router).await;
+}
+
+#[tokio::test]
+async fn slow_clients_open_no_circuit_for_late_answers() {
+    let a = pod("a").await;
+    let late = Duration::from_secs(1);
+    let mut config = impatient();
+    config.breaker.slow_after.insert("order".into(), Span(late));
+    let router = router(config, Some(&one_cell(&a.endpoint()))).await;
+    let requests = unfinished(router.listen, 100, "30S").await;
+    until("the requests", || a.requests() == 100).await;
+    let (answers, mut bodies): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+    tokio::time::sleep(late + LATE).await;
+    for body in &mut bodies {
+        body.send_data(Bytes::from_static(b"rest"), true).unwrap();
+    }
+    for answer in answers {
+        assert!(
+            !answer
+                .await
+                .unwrap()
+                .headers()
+                .contains_key("x-titan-router-error")
+        );
+    }
+    ends(&router).await;
+    serves(&router).await;
+}
+
 /// A pod that resets each request, and how many it had.
 async fn resetting_pod() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -39,6 +39,7 @@ fn check_tells_everything_that_is_wrong() {
         services: { Order: 0 }
         upstream: { minTtl: 60s, maxTtl: 30s, keepAlive: 0s }
         limits: { idle: 0s, headerTimeout: 0s, inFlight: 0 }
+        breaker: { slowPercent: 5, slowAfter: { nobody: 0s } }
         jwt: { jwks: 'https://id.example.com/keys', refresh: 0s }
         trustedPeers: secret
         trustSecretFile: /nowhere/secret
@@ -55,6 +56,9 @@ fn check_tells_everything_that_is_wrong() {
         "`limits.idle`",
         "`limits.headerTimeout`",
         "`limits.inFlight`",
+        "`breaker.slowPercent` must be from 10 to 100",
+        "`breaker.slowAfter.nobody` is not one of `services`",
+        "`breaker.slowAfter.nobody` must be at least 1ms",
         "`jwt.refresh`",
         "`jwt.ca`",
         "/nowhere/secret",

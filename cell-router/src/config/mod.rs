@@ -264,6 +264,10 @@ section! {
         open: Span = Span(Duration::from_millis(500)),
         /// How long it stays open at most.
         max_open: Span = Span(Duration::from_secs(10)),
+        /// The services whose answers can be late, and after which time they are.
+        slow_after: BTreeMap<String, Span> = BTreeMap::new(),
+        /// So many late answers of a hundred open the circuit of such a service.
+        slow_percent: u32 = 50,
         /// How often failures are reported to the registry.
         report_interval: Span = Span(Duration::from_secs(1)),
     }

@@ -43,6 +43,20 @@ impl Config {
             "`breaker.open` must not be above `breaker.maxOpen`",
         );
         say(
+            !(10..=100).contains(&self.breaker.slow_percent),
+            "`breaker.slowPercent` must be from 10 to 100",
+        );
+        for (name, after) in &self.breaker.slow_after {
+            say(
+                !self.services.contains_key(name),
+                &format!("`breaker.slowAfter.{name}` is not one of `services`"),
+            );
+            say(
+                after.0.is_zero(),
+                &format!("`breaker.slowAfter.{name}` must be at least 1ms"),
+            );
+        }
+        say(
             self.retry.budget_percent > 100,
             "`retry.budgetPercent` must not be above 100",
         );

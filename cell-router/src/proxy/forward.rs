@@ -18,6 +18,7 @@ use crate::inbound::Inbound;
 use crate::rejection::{Reason, Rejection};
 use crate::upgrade;
 use crate::upstream::{SendError, Target};
+use crate::worker::View;
 
 impl Passage {
     /// Sends it, once more when that is safe, and passes the answer on.
@@ -32,6 +33,10 @@ impl Passage {
         self.worker.budget.request(&config.retry);
         let recording = Recording::new(config.retry.body_bytes);
         exchange.sends(Rc::clone(&recording));
+        let slow_after = self.slow_after(&view);
+        if let Some(slow_after) = slow_after {
+            exchange.late_after(slow_after);
+        }
         let mut body = Some(RequestBody::new(
             client_body,
             Rc::clone(&recording),
@@ -123,6 +128,9 @@ impl Passage {
                     exchange.sample(sample);
                     exchange.asked_at(Instant::now());
                     exchange.sends(Rc::clone(&recording));
+                    if let Some(slow_after) = slow_after {
+                        exchange.late_after(slow_after);
+                    }
                 }
                 route = next;
                 continue;
@@ -136,6 +144,19 @@ impl Passage {
                 ResponseBody::cell(body, exchange, until)
             }));
         }
+    }
+
+    /// After which time the answer is late. A client that sets a longer deadline than others have is ready to wait, and may
+    /// well have asked for what is to come.
+    fn slow_after(&self, view: &View) -> Option<Duration> {
+        let slow_after = view.slow_after(self.service)?;
+        let usual = view.config.limits.default_deadline.0;
+        let patient = self.deadline_of_client
+            && !usual.is_zero()
+            && self
+                .deadline
+                .is_none_or(|until| until.duration_since(self.started) > usual);
+        (!patient).then_some(slow_after)
     }
 
     /// Ends it without an answer of the cell.

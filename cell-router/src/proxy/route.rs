@@ -196,10 +196,10 @@ fn circuit_open(target: &Target) -> Rejection {
     Rejection::new(
         Reason::CircuitOpen,
         format!(
-            "{} of {} failed {} times in a row and is given a moment",
+            "{} of {} is given a moment: {}",
             target.service,
             target.cell.name,
-            target.health.consecutive_failures()
+            target.why()
         ),
     )
 }

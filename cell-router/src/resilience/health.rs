@@ -1,9 +1,10 @@
 //! Passive failure detection and the circuit breaker, of a cell or of one service in it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::lateness::Lateness;
 use crate::config::Breaker;
 
 /// What the requests of all threads say about a cell, or about a service in it. Written only when something fails or
@@ -19,6 +20,10 @@ pub struct Health {
     open_for_ms: AtomicU64,
     /// When the probe under way began; 0 when there is none.
     probe_ms: AtomicU64,
+    lateness: Lateness,
+    /// Whether the circuit is open for late answers. What was asked before it opened can still be answered in time, and
+    /// proves nothing then.
+    opened_late: AtomicBool,
     detail: Mutex<Option<String>>,
 }
 
@@ -82,16 +87,62 @@ impl Health {
         self.open_until_ms.load(Relaxed) != 0
     }
 
-    /// A request was answered as it should.
-    pub fn succeeded(&self) {
+    /// Whether the circuit is open because answers were late.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.is_open() && self.opened_late.load(Relaxed)
+    }
+
+    /// A request was answered as it should, whether or not it was the one that tried a circuit that is open.
+    pub fn succeeded(&self, probe: bool) {
         if self.consecutive_failures.load(Relaxed) != 0 {
             self.consecutive_failures.store(0, Relaxed);
         }
-        if self.open_until_ms.load(Relaxed) != 0 {
+        if self.open_until_ms.load(Relaxed) != 0 && (probe || !self.opened_late.load(Relaxed)) {
+            self.opened_late.store(false, Relaxed);
+            self.lateness.reset();
             self.open_until_ms.store(0, Relaxed);
             self.open_for_ms.store(0, Relaxed);
             self.probe_ms.store(0, Relaxed);
         }
+    }
+
+    /// A request was answered in time.
+    pub fn in_time(&self, probe: bool, config: &Breaker, now_ms: u64) {
+        self.lateness
+            .answered(false, config.slow_percent, config.min_span.0, now_ms);
+        self.succeeded(probe);
+    }
+
+    /// A request was answered as it should but late, or not at all within that time. Returns whether that opened the
+    /// circuit.
+    pub fn late(
+        &self,
+        answered: bool,
+        probe: bool,
+        config: &Breaker,
+        now_ms: u64,
+        detail: impl FnOnce(u32) -> String,
+    ) -> bool {
+        let too_many = self
+            .lateness
+            .answered(true, config.slow_percent, config.min_span.0, now_ms);
+        if self.opened_late.load(Relaxed) {
+            if answered && probe {
+                self.open(config, now_ms);
+            }
+            return false;
+        }
+        if answered {
+            self.succeeded(probe);
+        }
+        if !too_many || self.is_open() {
+            return false;
+        }
+        self.opened_late.store(true, Relaxed);
+        *self.detail.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(detail(self.lateness.percent()));
+        self.open(config, now_ms)
     }
 
     /// A request failed by the fault of the cell. Returns whether that opened the circuit.
@@ -104,6 +155,9 @@ impl Health {
         if row == 1 || row.is_multiple_of(64) {
             *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = Some(detail());
         }
+        if self.is_open() {
+            return self.open(config, now_ms);
+        }
         if config.consecutive_failures == 0 || row < config.consecutive_failures {
             return false;
         }
@@ -112,6 +166,11 @@ impl Health {
         if lasts < config.min_span.0 {
             return false;
         }
+        self.open(config, now_ms)
+    }
+
+    /// Gives it a rest, each time in a row a longer one. Returns whether the circuit was closed.
+    fn open(&self, config: &Breaker, now_ms: u64) -> bool {
         let first = u64::try_from(config.open.0.as_millis()).unwrap_or(u64::MAX);
         let longest = u64::try_from(config.max_open.0.as_millis()).unwrap_or(u64::MAX);
         let until = self.open_until_ms.load(Relaxed);
@@ -176,7 +235,7 @@ mod tests {
         let health = Health::default();
         let fail = |now| health.failed(&config, now, String::new);
         assert!(!fail(1) && !fail(1) && health.allows(1));
-        health.succeeded();
+        health.succeeded(false);
         assert!(!fail(2) && !fail(2), "a success starts the row again");
         assert!(fail(2), "three in a row open it");
         assert!(!health.allows(50));
@@ -185,7 +244,7 @@ mod tests {
         fail(110);
         assert!(!health.allows(250), "open for 150 ms now, not 200");
         assert!(health.allows(261));
-        health.succeeded();
+        health.succeeded(false);
         assert!(!health.is_open());
         assert_eq!(
             (health.enter(262), health.enter(262)),
@@ -223,7 +282,59 @@ mod tests {
         let fail = |now| health.failed(&config, now, String::new);
         assert!((0..100).all(|_| !fail(1_000)) && !fail(1_199) && health.allows(1_199));
         assert!(fail(1_200), "it lasts");
-        health.succeeded();
+        health.succeeded(false);
         assert!((0..100).all(|_| !fail(9_000)), "the next row begins anew");
+    }
+
+    #[test]
+    fn late_answers_open_it_and_only_a_probe_in_time_closes_it() {
+        let config = breaker();
+        let health = Health::default();
+        let late =
+            |probe, now| health.late(true, probe, &config, now, |percent| percent.to_string());
+        let opened = (0..100).find(|_| late(false, 1)).unwrap();
+        assert!((40..50).contains(&opened) && !health.allows(50));
+        assert_eq!(health.detail().as_deref(), Some("50"));
+        health.in_time(false, &config, 50);
+        late(false, 50);
+        assert!(!health.allows(50), "they were asked before it opened");
+        assert_eq!(health.enter(102), Entry::Probe(102));
+        assert!(
+            !late(true, 102) && !health.allows(250),
+            "still late: 150 ms"
+        );
+        assert_eq!(health.enter(253), Entry::Probe(253));
+        health.in_time(true, &config, 253);
+        assert!(!health.is_open() && !late(false, 254), "it begins anew");
+        assert_eq!(health.consecutive_failures(), 0);
+    }
+
+    #[test]
+    fn a_late_answer_is_an_answer() {
+        let config = breaker();
+        let health = Health::default();
+        for _ in 0..3 {
+            health.failed(&config, 1, String::new);
+        }
+        assert!(matches!(health.enter(102), Entry::Probe(_)));
+        health.late(true, true, &config, 102, |_| String::new());
+        assert!(!health.is_open(), "it failed before and works now");
+        for _ in 0..2 {
+            health.failed(&config, 103, String::new);
+            health.late(false, false, &config, 103, |_| String::new());
+        }
+        assert_eq!(health.consecutive_failures(), 2, "none that never came");
+    }
+
+    #[test]
+    fn a_probe_that_fails_opens_a_late_circuit_again() {
+        let config = breaker();
+        let health = Health::default();
+        for _ in 0..100 {
+            health.late(true, false, &config, 1, |_| String::new());
+        }
+        assert!(matches!(health.enter(102), Entry::Probe(_)));
+        health.failed(&config, 103, String::new);
+        assert_eq!(health.enter(104), Entry::Refused);
     }
 }

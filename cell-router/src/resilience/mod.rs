@@ -2,4 +2,5 @@
 
 pub mod budget;
 pub mod health;
+pub mod lateness;
 pub mod rate;

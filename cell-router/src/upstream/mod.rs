@@ -30,21 +30,33 @@ pub struct Target {
     pub cell_in_flight: Arc<Counter>,
     /// The connections of this thread.
     pub pool: Pool,
-    /// When it was last used, in milliseconds since start.
-    pub used_ms: Cell<u64>,
 }
 
 impl Target {
     /// A request was answered as it should.
-    pub fn succeeded(&self) {
-        self.health.succeeded();
-        self.cell.health.succeeded();
+    pub fn succeeded(&self, probe: bool) {
+        self.health.succeeded(probe);
+        self.cell.health.succeeded(probe);
     }
 
     /// Whether a request could go there now.
     #[must_use]
     pub fn allows(&self, now_ms: u64) -> bool {
         self.cell.health.allows(now_ms) && self.health.allows(now_ms)
+    }
+
+    /// Why its circuits are open, or were last.
+    #[must_use]
+    pub fn why(&self) -> String {
+        let health = if self.cell.health.is_open() {
+            &self.cell.health
+        } else {
+            &self.health
+        };
+        let late = health.detail().filter(|_| health.is_late());
+        late.unwrap_or_else(|| {
+            format!("it failed {} times in a row", health.consecutive_failures())
+        })
     }
 
     /// Goes there. None when a circuit is open; with a probe when the request is the one that may try.
