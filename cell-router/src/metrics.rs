@@ -95,6 +95,12 @@ pub struct PairMetrics {
 }
 
 impl PairMetrics {
+    /// Requests that ended.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.by_class.iter().map(Counter::get).sum()
+    }
+
     /// Counts a request that ended.
     pub fn ended(&self, class: Class, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use titan_routing::{AssignmentState, CellEndpoint, RoutingTable};
 
 use crate::config::{AccessLog, Config};
-use crate::metrics::{Counter, ThreadMetrics};
+use crate::metrics::{Counter, PairMetrics, ThreadMetrics};
 use crate::resilience::budget::RetryBudget;
 use crate::services::Services;
 use crate::shared::{CellShared, Shared};
@@ -58,7 +58,34 @@ pub struct CellTargets {
     in_flight: Arc<Counter>,
     endpoint: CellEndpoint,
     services: Rc<Services>,
-    targets: Vec<OnceCell<Rc<Target>>>,
+    slots: Vec<Slot>,
+}
+
+/// A service of a cell: the way there, for as long as it is asked for, and its counters for good.
+#[derive(Default)]
+struct Slot {
+    target: RefCell<Option<Rc<Target>>>,
+    metrics: OnceCell<Arc<PairMetrics>>,
+    /// How many requests there had been when it was last found to be asked for, and when that was, in milliseconds since
+    /// start.
+    used: Cell<(u64, u64)>,
+}
+
+impl Slot {
+    /// Closes connections that were idle for so long, and gives the way up when nobody asked for it for `keep`: its name is
+    /// then looked up no more.
+    fn reap(&self, now_ms: u64, idle: Duration, keep: Duration) {
+        let mut target = self.target.borrow_mut();
+        let Some(there) = &*target else { return };
+        there.pool.reap(now_ms, idle);
+        let (before, since_ms) = self.used.get();
+        let requests = there.metrics.requests();
+        if Rc::strong_count(there) > 1 || requests != before {
+            self.used.set((requests, now_ms));
+        } else if Duration::from_millis(now_ms.saturating_sub(since_ms)) >= keep {
+            *target = None;
+        }
+    }
 }
 
 impl Worker {
@@ -113,15 +140,18 @@ impl Worker {
                 slot.get_or_init(|| made)
             }
         };
-        let slot = cell.targets.get(service)?;
-        if let Some(target) = slot.get() {
+        let slot = cell.slots.get(service)?;
+        if let Some(target) = &*slot.target.borrow() {
             return Some(Rc::clone(target));
         }
         let entry = cell.services.get(service)?;
         let name: Arc<str> = Arc::from(&*entry.name);
         let made = Rc::new(Target {
             health: self.shared.health(&cell.shared.name, &name),
-            metrics: self.shared.metrics.pair(&cell.shared.name, &name),
+            metrics: Arc::clone(
+                slot.metrics
+                    .get_or_init(|| self.shared.metrics.pair(&cell.shared.name, &name)),
+            ),
             cell_in_flight: Arc::clone(&cell.in_flight),
             pool: Pool::new(
                 &entry.name,
@@ -135,7 +165,10 @@ impl Worker {
             cell: Arc::clone(&cell.shared),
             service: name,
         });
-        Some(Rc::clone(slot.get_or_init(|| made)))
+        slot.used
+            .set((made.metrics.requests(), self.shared.clock.now_ms()));
+        *slot.target.borrow_mut() = Some(Rc::clone(&made));
+        Some(made)
     }
 
     /// A request failed by the fault of the target.
@@ -212,14 +245,16 @@ impl Worker {
         count <= most
     }
 
-    /// Closes connections to pods that were idle for so long.
+    /// Closes connections to pods that were idle for so long, and gives up the ways to services that nobody asks for.
     pub fn reap(&self, idle: Duration) {
         let view = self.view();
+        // Not sooner when memory is short: to look a name up again takes time that a connection does not.
+        let keep = view.config.upstream.idle.0;
         let now_ms = self.shared.clock.now_ms();
         let known = view.known.borrow();
         for cell in known.values() {
-            for target in cell.targets.iter().filter_map(OnceCell::get) {
-                target.pool.reap(now_ms, idle);
+            for slot in &cell.slots {
+                slot.reap(now_ms, idle, keep);
             }
         }
     }
@@ -286,7 +321,7 @@ impl View {
             in_flight: of_all.counter(),
             shared: of_all,
             endpoint: endpoint.clone(),
-            targets: vec![OnceCell::new(); self.services.len()],
+            slots: self.services.iter().map(|_| Slot::default()).collect(),
             services: Rc::clone(&self.services),
         });
         known.insert(Arc::clone(&cell.shared.name), Rc::clone(&cell));

@@ -4,8 +4,12 @@
 
 mod support;
 
-use cell_router::config::TrustedPeers;
-use support::{Client, config, pod, router, row, table};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cell_router::config::{Span, TrustedPeers};
+use http::HeaderMap;
+use support::{Client, PodAnswer, config, pod, pod_with, router, row, table, until};
 use titan_routing::AssignmentState::{Active, Pending};
 
 #[tokio::test]
@@ -121,4 +125,51 @@ async fn without_a_table_nothing_is_guessed() {
         (reply.grpc_status(), reply.header("x-titan-router-error")),
         (Some(14), "no-table")
     );
+}
+
+#[tokio::test]
+async fn services_that_nobody_asks_for_are_looked_up_no_more() {
+    const WATCH: &str = "/titan.order.v1.Orders/Watch";
+    const CART: &str = "/titan.cart.v1.Carts/Get";
+    let a = pod_with(Arc::new(|request| match request.uri().path() {
+        WATCH => PodAnswer::Later(Duration::from_mins(1)),
+        _ => PodAnswer::Grpc(0, HeaderMap::new()),
+    }))
+    .await;
+    let mut config = config();
+    config.threads = 1;
+    config.upstream.idle = Span(Duration::from_secs(1));
+    config.upstream.min_ttl = Span(Duration::from_millis(100));
+    config.upstream.max_ttl = Span(Duration::from_millis(100));
+    for service in ["order", "cart"] {
+        let name = format!("{service}.cell-001.test");
+        config.hosts.insert(name, vec![a.address]);
+    }
+    let cells = [("cell-001", "cell-001.test")];
+    let table = table(1, vec![row(0, 9, "cell-001", Active)], &cells);
+    let router = router(config, Some(&table)).await;
+    let client = Client::connect(router.listen).await;
+    let key = [("x-titan-key", "5")];
+    let stream = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(WATCH, &key).await }
+    });
+    let cart = client.call(CART, &key).await.unwrap();
+    assert_eq!(cart.grpc_status(), Some(0));
+    let known = || {
+        let known = router.shared.resolver.known();
+        known.into_keys().collect::<Vec<_>>()
+    };
+    until("both", || {
+        known() == ["cart.cell-001.test:1", "order.cell-001.test:1"]
+    })
+    .await;
+    // One request is under way still; nobody asks for the other service.
+    until("the one", || known() == ["order.cell-001.test:1"]).await;
+    let cart = client.call(CART, &key).await.unwrap();
+    assert_eq!(cart.grpc_status(), Some(0));
+    let page = support::page(router.metrics, "/metrics").await;
+    let counted = "cell_router_requests_total{cell=\"cell-001\",service=\"cart\",class=\"ok\"} 2\n";
+    assert!(page.contains(counted), "{page}");
+    stream.abort();
 }

@@ -210,7 +210,7 @@ section! {
         eject_after: u32 = 3,
         /// A silent connection is probed with a PING this often.
         keep_alive: Span = Span(Duration::from_secs(20)),
-        /// Connections without requests are closed after this.
+        /// Connections without requests are closed after this, and services that nobody asks for are looked up no more.
         idle: Span = Span(Duration::from_mins(5)),
     }
 }

@@ -126,7 +126,12 @@ mod tests {
                 let before = share;
                 share = next(share, late);
                 prop_assert!(share <= ALL);
-                prop_assert!(if late { share > before || before == ALL } else { share < before || before == 0 });
+                let moved = if late {
+                    share > before || before == ALL
+                } else {
+                    share < before || before == 0
+                };
+                prop_assert!(moved);
             }
         }
     }

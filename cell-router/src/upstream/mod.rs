@@ -4,7 +4,6 @@ mod conn;
 mod dns;
 mod pool;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
