@@ -404,6 +404,45 @@ async fn something_else_on_the_port_is_not_a_registry() {
 }
 
 #[tokio::test]
+async fn a_table_without_rows_takes_nobodys_rows_away() {
+    let (sender, tables) = watch::channel(table(1, 5));
+    let (address, _server) = serve(service(tables)).await;
+    let seen = Arc::new(Seen::default());
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&[address]);
+    config.state_dir = Some(directory.path().to_owned());
+    let client = RegistryClient::start(config, seen.clone());
+    assert!(client.wait_for(Epoch(1), PATIENCE).await);
+    sender.send_replace(table(2, 0));
+    seen.refusal(Refusal::Emptied).await;
+    // It stays with the registry, which has nothing better, and knows that it has not the newest table.
+    let old = |limit| client.status().age.unwrap() > Duration::from_millis(limit);
+    until("an old table", || old(300)).await;
+    assert!(client.status().connected);
+    assert_eq!(*seen.0.lock().unwrap(), [Refusal::Emptied]);
+    assert_eq!(
+        (client.table().epoch(), client.table().assignments().len()),
+        (Epoch(1), 5)
+    );
+    // A single row is a table again.
+    sender.send_replace(table(3, 1));
+    assert!(client.wait_for(Epoch(3), PATIENCE).await);
+    assert_eq!(client.table().assignments().len(), 1);
+    let file = TableFile::new(directory.path(), "main");
+    until("the table on disk", || {
+        file.load()
+            .unwrap()
+            .is_some_and(|(table, _)| table.epoch() == Epoch(3))
+    })
+    .await;
+    // Who never had a row has nothing to lose.
+    sender.send_replace(table(4, 0));
+    let config = self::config(&[address]);
+    let fresh = RegistryClient::start(config, Arc::new(()));
+    assert!(fresh.wait_for(Epoch(4), PATIENCE).await);
+}
+
+#[tokio::test]
 async fn failure_reports_reach_the_detector() {
     let (_sender, tables) = watch::channel(table(1, 5));
     let service = service(tables);

@@ -106,6 +106,7 @@ impl RegistryClient {
             next_endpoint: rand::random_range(0..config.endpoints.len().max(1)),
             want_snapshot: false,
             conflict: false,
+            emptied: None,
             behind_since: None,
             reports: reports_out,
             config,
@@ -183,6 +184,8 @@ struct Follower {
     want_snapshot: bool,
     /// The registry has other content under the epoch in use.
     conflict: bool,
+    /// The epoch at which the registry has no rows any more, and this client goes on with those it has.
+    emptied: Option<Epoch>,
     /// Since when the registry has an older table than this client.
     behind_since: Option<Instant>,
 }
@@ -369,6 +372,9 @@ impl Follower {
 
     fn heartbeat(&mut self, registry: Epoch) -> Result<(), StreamEnd> {
         let epoch = self.tables.borrow().epoch();
+        if self.emptied == Some(registry) {
+            return Ok(());
+        }
         if registry > epoch {
             // It believes that we have something that we never got.
             return Err(WireError::Missing("delta").into());
@@ -409,8 +415,16 @@ impl Follower {
                     &format!("the registry sent another table with epoch {epoch}, which is in use"),
                 );
             }
+        } else if table.assignments().is_empty() && !current.assignments().is_empty() {
+            // If the last cell is really gone, nothing is lost: its rows lead to nobody. If not, everything would be.
+            self.emptied = Some(epoch);
+            self.refuse(
+                Refusal::Emptied,
+                &format!("the registry sent epoch {epoch} without a single row"),
+            );
         } else {
             self.conflict = false;
+            self.emptied = None;
             let gaps = table.gaps();
             if let Some(gap) = gaps.first().filter(|_| gaps.len() > current.gaps().len()) {
                 tracing::warn!(%epoch, gaps = gaps.len(), first = %gap, "the table has new gaps: keys that nobody serves");

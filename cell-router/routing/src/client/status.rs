@@ -35,6 +35,8 @@ pub enum Refusal {
     OlderEpoch,
     /// The epoch in use with other content.
     SameEpochOtherContent,
+    /// A table without a row, while one with rows is in use.
+    Emptied,
     /// A message that is no valid table: bad keys, an overlap, an unknown cell, a wrong checksum.
     Invalid,
     /// A delta for another table than the one in use.
@@ -51,9 +53,10 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 9] = [
         Refusal::OlderEpoch,
         Refusal::SameEpochOtherContent,
+        Refusal::Emptied,
         Refusal::Invalid,
         Refusal::OtherBase,
         Refusal::Stalled,
@@ -68,6 +71,7 @@ impl Refusal {
         match self {
             Refusal::OlderEpoch => "older_epoch",
             Refusal::SameEpochOtherContent => "same_epoch_other_content",
+            Refusal::Emptied => "emptied",
             Refusal::Invalid => "invalid",
             Refusal::OtherBase => "other_base",
             Refusal::Stalled => "stalled",
