@@ -27,6 +27,8 @@ pub struct Worker {
     pub held: RefCell<HashMap<u64, usize>>,
     /// How many threads there are.
     pub threads: usize,
+    /// Whether clients are to look for another router.
+    pub leaving: Cell<bool>,
     view: RefCell<Rc<View>>,
     sampled: Cell<u32>,
     error_logs: Cell<(u64, u32)>,
@@ -108,6 +110,7 @@ impl Worker {
             budget: RetryBudget::new(&config.retry, Instant::now()),
             held: RefCell::default(),
             threads: crate::listener::threads(&config),
+            leaving: Cell::new(false),
             view: RefCell::new(Rc::new(view)),
             sampled: Cell::new(0),
             error_logs: Cell::new((0, 0)),

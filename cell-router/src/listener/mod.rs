@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use client::{Client, Watched};
 use heads::Heads;
-use http::Request;
+use http::{HeaderValue, Request, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -63,10 +63,19 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
     let clients: Rc<RefCell<Vec<Weak<Client>>>> = Rc::default();
     let housekeeping = tokio::task::spawn_local(keep_house(worker.clone(), clients.clone()));
     let mut phases = worker.shared.phase.subscribe();
+    // It may have changed before.
+    phases.mark_changed();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = phases.wait_for(|phase| *phase == Phase::Draining) => break,
+            _ = phases.changed() => {
+                let phase = *phases.borrow_and_update();
+                worker.leaving.set(phase > Phase::Serving);
+                if phase == Phase::Draining {
+                    break;
+                }
+                continue;
+            }
         };
         match accepted {
             Ok((stream, address)) => admit(&worker, &clients, stream, address),
@@ -270,7 +279,16 @@ fn answer(
     let request = request.map(Inbound::H1);
     // Boxed once: hyper moves the future a few times.
     let answer = Box::pin(proxy::handle(Rc::clone(worker), Rc::clone(peer), request));
-    async move { Ok(answer.await.map(|body| Watched::new(body, busy))) }
+    let worker = Rc::clone(worker);
+    async move {
+        let mut response = answer.await;
+        // So that no request of a client meets the end of its connection: HTTP/1.1 has no other way to say it.
+        if worker.leaving.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        Ok(response.map(|body| Watched::new(body, busy)))
+    }
 }
 
 /// Closes what was idle or stalled for too long, here and towards the pods.
