@@ -45,6 +45,10 @@ fn bad_values_are_refused_by_name() {
             "/router/services/order",
         ),
         (r#"router={"services":{"Order":50001}}"#, "Order"),
+        (
+            r#"router={"services":{"chat":{"port":50004,"protocol":"h3"}}}"#,
+            "/router/services/chat",
+        ),
         (r#"router={"trustedPeers":"all"}"#, "/router/trustedPeers"),
         (r#"router={"jwt":{"issuer":"https://id.example"}}"#, "jwks"),
         (
@@ -212,6 +216,20 @@ fn a_change_of_the_routers_configuration_restarts_it() {
         checksum(&render(&[])),
         checksum(&render(&[r#"router={"services":{"payment":50002}}"#]))
     );
+}
+
+#[test]
+fn a_service_that_speaks_http_1_can_be_behind_the_router() {
+    let objects = render(&[r#"router={"services":{"chat":{"port":50004,"protocol":"h1"}}}"#]);
+    let config = object(&objects, "ConfigMap", "cell-router")["data"]["router.yaml"].clone();
+    let config = cell_router::config::Config::parse(config.as_str().unwrap()).unwrap();
+    let chat = &config.services["chat"];
+    assert_eq!(
+        (chat.port, chat.protocol),
+        (50004, cell_router::config::Protocol::H1)
+    );
+    let policy = object(&objects, "NetworkPolicy", "cell-router").to_string();
+    assert!(policy.contains(r#"{"port":50004}"#), "{policy}");
 }
 
 #[test]
