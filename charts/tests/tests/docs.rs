@@ -115,7 +115,7 @@ fn every_reason_has_a_runbook() {
 fn every_alert_has_a_runbook_and_metrics_that_exist() {
     let objects = render(&EVERYTHING);
     let mut sources = Vec::new();
-    for folder in ["operator/src", "cell-router/src"] {
+    for folder in ["operator/src", "cell-router/src", "cell-services/kit/src"] {
         files(&repository().join(folder), "rs", &mut sources);
     }
     let code: String = sources
@@ -141,8 +141,10 @@ fn every_alert_has_a_runbook_and_metrics_that_exist() {
         for metric in
             metrics.filter(|word| word.starts_with("titan_") || word.starts_with("cell_router_"))
         {
-            // The router writes its names in two parts, or with their labels.
-            let short = metric.trim_start_matches("cell_router_");
+            // The router writes its names in two parts, or with their labels; the services' registry puts `titan_` in front.
+            let short = metric
+                .trim_start_matches("cell_router_")
+                .trim_start_matches("titan_");
             let exported = [
                 format!("\"{metric}\""),
                 format!("\"{short}\""),
