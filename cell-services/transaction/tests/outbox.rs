@@ -386,3 +386,55 @@ async fn a_kafka_that_hangs_or_dies_delays_events_and_nothing_else() -> anyhow::
     assert_eq!(orders, expected);
     Ok(())
 }
+
+/// How late the service says that its events are, in seconds.
+async fn lag(cell: &Cell) -> anyhow::Result<f64> {
+    let (_, metrics) = http::get(cell.addresses.admin, "/metrics").await?;
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("titan_outbox_lag_seconds"));
+    Ok(line.unwrap().rsplit(' ').next().unwrap().parse()?)
+}
+
+async fn wait_for_lag(cell: &Cell, holds: impl Fn(f64) -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !holds(lag(cell).await?) {
+        anyhow::ensure!(Instant::now() < deadline, "still {} s", lag(cell).await?);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_publishes_says_how_late_and_nobody_else() -> anyhow::Result<()> {
+    const LEASE: &str = "SELECT pg_advisory_lock(hashtext('outbox ' || current_schema()), 2)";
+    // The address of the default leads to no Kafka.
+    let cell = Cell::start_with(&SERVICE, CellOptions::default()).await?;
+    cell.wait_ready().await?;
+    let mut client = OrderServiceClient::new(cell.channel().await?);
+    client
+        .create_from_saga(fresh(key(MINE), purchase("late", false)))
+        .await?;
+    wait_for_lag(&cell, |seconds| seconds > 0.0).await?;
+
+    // Another replica gets the lease, and keeps it.
+    let mut other = cell.admin.acquire().await?;
+    let taking = tokio::spawn(async move {
+        let taken = other.execute(LEASE).await;
+        taken.map(|_| other)
+    });
+    while !taking.is_finished() {
+        sqlx::query(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks
+              WHERE locktype = 'advisory' AND granted AND objid = 2 AND objsubid = 2
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND pid NOT IN (SELECT pid FROM pg_stat_activity WHERE query = $1)",
+        )
+        .bind(LEASE)
+        .execute(&cell.admin)
+        .await?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _lease = taking.await??;
+    wait_for_lag(&cell, |seconds| seconds == 0.0).await
+}

@@ -91,6 +91,8 @@ impl Publisher {
     async fn lead(&self, stop: &CancellationToken) -> Result<(), PublishError> {
         let mut session = self.database.dedicated().await?;
         while !try_lease(&mut session).await? {
+            // Another replica publishes, and says how late; what this one said when it did is over.
+            self.database.metrics().outbox_lag(0.0);
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep(ASK) => {}
