@@ -192,6 +192,7 @@ pub async fn report_failures(shared: Arc<Shared>, registry: Arc<RegistryClient>)
                 mean_latency_us: latency.checked_div(requests).unwrap_or(0),
                 window_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
                 detail: health.detail().unwrap_or_default(),
+                circuit_open: health.is_open() || shared.cell(&cell).health.is_open(),
                 ..FailureReport::default()
             });
         }

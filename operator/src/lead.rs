@@ -17,6 +17,7 @@ use titan_planner::cell::key_range;
 use titan_planner::fleet::claim;
 use titan_planner::object::MANAGER;
 use titan_routing::RoutingTable;
+use titan_routing::proto::FailureReport;
 use tokio::sync::SetOnce;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Failures;
 use crate::context::{Context, KafkaAdmins};
+use crate::detect::announce;
 use crate::echoes::Echoes;
 use crate::gather::{Window, gather};
 use crate::ledger::Ledger;
@@ -64,6 +66,7 @@ pub(crate) async fn lead(
     metrics: Metrics,
     ledger: Arc<dyn Ledger>,
     tables: Arc<Tables>,
+    reports: broadcast::Receiver<FailureReport>,
     term: CancellationToken,
 ) {
     let (cells, cells_writer) = reflector::store::<Cell>();
@@ -161,10 +164,13 @@ pub(crate) async fn lead(
         });
 
     let over: Shared<BoxFuture<'static, ()>> = term.cancelled_owned().boxed().shared();
+    let (tables, recorder) = (context.tables.clone(), context.recorder.clone());
+    let announcing = announce(reports, tables, cells.clone(), recorder);
     let watches = async {
         tokio::select! {
             () = follow_profiles => {}
             () = follow_tables(table_events, cells, look) => {}
+            () = announcing => {}
             () = over.clone() => {}
         }
     };

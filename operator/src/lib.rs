@@ -6,6 +6,7 @@ pub mod attempt;
 pub mod cell;
 pub mod cluster;
 pub mod context;
+mod detect;
 pub mod echoes;
 mod finalizer;
 pub mod fleet;

@@ -30,6 +30,10 @@ pub struct Metrics {
     pub fleet_cells: IntGaugeVec,
     /// How many of them are Ready, by fleet. Known to the leader alone.
     pub fleet_cells_ready: IntGaugeVec,
+    /// Failures that routers reported to this replica, by fleet, cell and service.
+    pub reported_failures: IntCounterVec,
+    /// Services to which routers have an open circuit, as reported to this replica, by fleet and cell.
+    pub reported_circuits: IntGaugeVec,
 }
 
 impl Metrics {
@@ -79,6 +83,22 @@ impl Metrics {
             ),
             &["fleet"],
         )?;
+        let reported_failures = IntCounterVec::new(
+            Opts::new(
+                "titan_reported_failures_total",
+                "Failures that routers reported to this replica.",
+            ),
+            &["fleet", "cell", "service"],
+        )?;
+        let reported_circuits = IntGaugeVec::new(
+            Opts::new(
+                "titan_reported_open_circuits",
+                "Services of the cell to which routers have an open circuit, as reported to this replica.",
+            ),
+            &["fleet", "cell"],
+        )?;
+        registry.register(Box::new(reported_failures.clone()))?;
+        registry.register(Box::new(reported_circuits.clone()))?;
         registry.register(Box::new(reconcile_seconds.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(failures.clone()))?;
@@ -97,6 +117,8 @@ impl Metrics {
             table_epoch,
             fleet_cells,
             fleet_cells_ready,
+            reported_failures,
+            reported_circuits,
         })
     }
 

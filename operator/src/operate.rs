@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use kube::client::ClientBuilder;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config};
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::limit::GlobalConcurrencyLimitLayer;
 
+use crate::detect::count;
 use crate::http::{Readiness, router};
 use crate::lead::lead;
 use crate::leader::{Candidate, GateLayer, WriteGate};
@@ -100,6 +101,12 @@ pub async fn operate(
         readiness.clone(),
         stop.clone(),
     ));
+    let reports = registry.failures();
+    tasks.spawn(
+        stop.clone()
+            .run_until_cancelled_owned(count(registry.failures(), tables.clone(), metrics.clone()))
+            .map(drop),
+    );
     tasks.spawn(serve_registry(registry, registry_listener, stop.clone()));
     tasks.spawn(serve_http(
         router(metrics.clone(), readiness.clone()),
@@ -126,6 +133,7 @@ pub async fn operate(
                 metrics.clone(),
                 ledger,
                 tables,
+                reports,
                 term.clone(),
             ));
             let result = tokio::select! {

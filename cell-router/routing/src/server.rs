@@ -22,6 +22,9 @@ use crate::{Delta, RoutingTable};
 /// A table as it is shared between tasks.
 pub type SharedTable = Arc<RoutingTable>;
 
+/// What a client may send at once.
+const MAX_REQUEST_BYTES: usize = 16 * 1024;
+
 /// Limits of the registry.
 #[derive(Clone, Debug)]
 pub struct RegistryOptions {
@@ -137,7 +140,8 @@ impl RegistryService {
     /// The service as tonic serves it.
     #[must_use]
     pub fn into_server(self) -> RegistryServer<Self> {
-        RegistryServer::new(self)
+        // Reports wait in a queue; what clients send is small.
+        RegistryServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
     }
 
     fn fleets(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Fleet>>> {
