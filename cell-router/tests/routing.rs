@@ -166,6 +166,9 @@ async fn services_that_nobody_asks_for_are_looked_up_no_more() {
     .await;
     // One request is under way still; nobody asks for the other service.
     until("the one", || known() == ["order.cell-001.test:1"]).await;
+    let connections = a.connections();
+    assert_eq!(client.get(5).await.grpc_status(), Some(0));
+    assert_eq!(a.connections(), connections, "its connection is used on");
     let cart = client.call(CART, &key).await.unwrap();
     assert_eq!(cart.grpc_status(), Some(0));
     let page = support::page(router.metrics, "/metrics").await;
