@@ -166,9 +166,15 @@ impl Identity {
         };
         let mut fetched = self.fetched.subscribe();
         let times = fetched.borrow().times;
-        self.wanted.notify_one();
-        let newer = fetched.wait_for(|newer| newer.times > times);
-        let _ = tokio::time::timeout(KEY_SET_PATIENCE, newer).await;
+        // A set that came since the token was looked at may have its key; the next one comes a second later at the soonest.
+        if matches!(
+            self.keys.load().user(jwt, token),
+            Err(TokenError::UnknownKey)
+        ) {
+            self.wanted.notify_one();
+            let newer = fetched.wait_for(|newer| newer.times > times);
+            let _ = tokio::time::timeout(KEY_SET_PATIENCE, newer).await;
+        }
         let user = self.keys.load().user(jwt, token).map_err(refused)?;
         key_of_user(mode, &user)
     }
