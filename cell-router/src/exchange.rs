@@ -118,27 +118,22 @@ impl Exchange {
         described.error = error.map(str::to_owned);
     }
 
-    /// The body that the client sends.
-    pub fn sends(&mut self, request: Rc<Recording>) {
+    /// The body that the client sends, and after which time the answer to it is late, where that matters.
+    pub fn sends(&mut self, request: Rc<Recording>, slow_after: Option<Duration>) {
+        if let Some(slow_after) = slow_after {
+            request.time();
+            self.timing = Some(Box::new(Timing {
+                slow_after,
+                sent: None,
+                head: None,
+            }));
+        }
         self.request = Some(request);
     }
 
     /// It waited before the cell was asked.
     pub fn asked_at(&mut self, asked: Instant) {
         self.asked = Some(asked);
-    }
-
-    /// It matters how long the answer takes. What the client takes to send its request does not count, so it is asked for
-    /// after [`Self::sends`].
-    pub fn late_after(&mut self, slow_after: Duration) {
-        if let Some(request) = &self.request {
-            request.time();
-        }
-        self.timing = Some(Box::new(Timing {
-            slow_after,
-            sent: None,
-            head: None,
-        }));
     }
 
     /// It tries a circuit that is open.

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
@@ -12,6 +13,9 @@ use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 
 use crate::body::BoxError;
+
+/// For how long what is left of a request that was answered may come in.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A body that comes in.
 pub enum Inbound {
@@ -23,7 +27,10 @@ pub enum Inbound {
 
 /// The body of one stream of HTTP/2.
 pub struct Stream {
-    receive: RecvStream,
+    /// There until it is dropped.
+    receive: Option<RecvStream>,
+    /// Whether a client sends it.
+    request: bool,
     data_done: bool,
     /// Whether nothing more comes, once somebody asked since the last frame: asking takes a lock.
     ended: Cell<Option<bool>>,
@@ -50,14 +57,25 @@ impl Drop for Upload {
 }
 
 impl Inbound {
-    /// The body of a stream with these headers.
+    /// The body of a request with these headers.
     #[must_use]
-    pub fn h2(receive: RecvStream, headers: &HeaderMap, upload: Option<Upload>) -> Self {
+    pub fn request(receive: RecvStream, headers: &HeaderMap) -> Self {
+        Self::h2(receive, true, headers, None)
+    }
+
+    /// The body of an answer with these headers.
+    #[must_use]
+    pub fn answer(receive: RecvStream, headers: &HeaderMap, upload: Option<Upload>) -> Self {
+        Self::h2(receive, false, headers, upload)
+    }
+
+    fn h2(receive: RecvStream, request: bool, headers: &HeaderMap, upload: Option<Upload>) -> Self {
         let announced = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse().ok());
         Inbound::H2(Stream {
-            receive,
+            receive: Some(receive),
+            request,
             data_done: false,
             ended: Cell::new(None),
             announced,
@@ -71,7 +89,7 @@ impl Stream {
         let ended = self
             .ended
             .get()
-            .unwrap_or_else(|| self.receive.is_end_stream());
+            .unwrap_or_else(|| self.receive.as_ref().is_none_or(RecvStream::is_end_stream));
         self.ended.set(Some(ended));
         ended
     }
@@ -81,11 +99,14 @@ impl Stream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.ended.set(None);
+        let Some(receive) = &mut self.receive else {
+            return Poll::Ready(None);
+        };
         if !self.data_done {
-            match ready!(self.receive.poll_data(context)) {
+            match ready!(receive.poll_data(context)) {
                 Some(Ok(data)) => {
                     // The next is polled for only when there is room to pass it on.
-                    let _ = self.receive.flow_control().release_capacity(data.len());
+                    let _ = receive.flow_control().release_capacity(data.len());
                     if let Some(announced) = &mut self.announced {
                         *announced = announced.saturating_sub(data.len() as u64);
                     }
@@ -102,12 +123,31 @@ impl Stream {
                 None => self.data_done = true,
             }
         }
-        let trailers = ready!(self.receive.poll_trailers(context));
+        let trailers = ready!(receive.poll_trailers(context));
         Poll::Ready(match trailers {
             Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
             Err(error) if error.reason() == Some(Reason::NO_ERROR) => None,
             Err(error) => Some(Err(error.into())),
         })
+    }
+}
+
+/// A request that was answered without its whole body lets the client send the rest for a moment. Most of it is on its way
+/// already, and resetting the stream would not only cost a frame: once more streams were reset than h2 remembers, it counts
+/// what still comes in as the client's fault and ends the connection.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.request || self.has_ended() {
+            return;
+        }
+        let Some(mut receive) = self.receive.take() else {
+            return;
+        };
+        tokio::task::spawn_local(async move {
+            // No window is given back: what comes is at most a stream's.
+            let rest = async { while let Some(Ok(_)) = receive.data().await {} };
+            let _ = tokio::time::timeout(LINGER, rest).await;
+        });
     }
 }
 

@@ -198,14 +198,13 @@ impl Worker {
 
     /// A request was answered as it should, by a service whose answers can be late.
     pub fn answered(&self, target: &Target, late: bool, probe: bool) {
-        let config = self.shared.config.load();
-        let now_ms = self.shared.clock.now_ms();
         target.cell.health.succeeded(probe);
         if late {
-            self.late(target, true, probe);
-        } else {
-            target.health.in_time(probe, &config.breaker, now_ms);
+            return self.late(target, true, probe);
         }
+        let config = self.shared.config.load();
+        let now_ms = self.shared.clock.now_ms();
+        target.health.in_time(probe, &config.breaker, now_ms);
     }
 
     /// A request was answered late or not at all, by a service whose answers can be late.

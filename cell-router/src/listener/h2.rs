@@ -122,7 +122,7 @@ impl Streams<'_> {
             match accepted {
                 Some(Ok((request, respond))) => {
                     let (head, receive) = request.into_parts();
-                    let body = Inbound::h2(receive, &head.headers, None);
+                    let body = Inbound::request(receive, &head.headers);
                     let request = Request::from_parts(head, body);
                     // Boxed, because the future of a task is moved around until it is in its place.
                     let response = Box::pin(proxy::handle(

@@ -32,11 +32,8 @@ impl Passage {
         let config = &*view.config;
         self.worker.budget.request(&config.retry);
         let recording = Recording::new(config.retry.body_bytes);
-        exchange.sends(Rc::clone(&recording));
         let slow_after = self.slow_after(&view);
-        if let Some(slow_after) = slow_after {
-            exchange.late_after(slow_after);
-        }
+        exchange.sends(Rc::clone(&recording), slow_after);
         let mut body = Some(RequestBody::new(
             client_body,
             Rc::clone(&recording),
@@ -127,10 +124,7 @@ impl Passage {
                     exchange = self.exchange(&mut next);
                     exchange.sample(sample);
                     exchange.asked_at(Instant::now());
-                    exchange.sends(Rc::clone(&recording));
-                    if let Some(slow_after) = slow_after {
-                        exchange.late_after(slow_after);
-                    }
+                    exchange.sends(Rc::clone(&recording), slow_after);
                 }
                 route = next;
                 continue;
@@ -234,7 +228,7 @@ impl Passage {
         };
         let client = upgrade::on_client(&self.head);
         let recording = Recording::new(0);
-        exchange.sends(Rc::clone(&recording));
+        exchange.sends(Rc::clone(&recording), None);
         let mut request = head.request(RequestBody::new(client_body, recording, 0), None)?;
         upgrade::keep_headers(&self.head, request.headers_mut());
         let sent = within(

@@ -334,7 +334,7 @@ impl Future for Sending {
             })
         });
         let (head, receive) = response.into_parts();
-        let body = Inbound::h2(receive, &head.headers, upload);
+        let body = Inbound::answer(receive, &head.headers, upload);
         Poll::Ready(Ok(Response::from_parts(head, body)))
     }
 }
