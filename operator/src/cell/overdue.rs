@@ -1,4 +1,4 @@
-//! Databases that have been waited for too long: from then on a person is asked to look.
+//! For how long a cell has been waited for, and databases that it was too long for: a person is asked to look.
 
 use std::time::Duration;
 
@@ -10,14 +10,27 @@ use titan_planner::status::Step;
 /// election of another leader less than a minute.
 const PATIENCE: Duration = Duration::from_mins(5);
 
-/// For how long the databases have not been ready, as the Cell's status has it.
+/// For how long `Ready` has been what it is.
+pub(super) fn waited(cell: &Cell) -> Duration {
+    lasted(cell, ConditionType::Ready, |_| true)
+}
+
+/// For how long the databases have not been ready.
 pub(super) fn unready_for(cell: &Cell) -> Duration {
+    lasted(cell, ConditionType::DatabasesReady, |status| {
+        status == "False"
+    })
+}
+
+/// For how long a condition has had its status, if that is one that counts, as the Cell has it.
+fn lasted(cell: &Cell, name: ConditionType, counts: impl Fn(&str) -> bool) -> Duration {
     cell.status
         .iter()
         .flat_map(|status| &status.conditions)
-        .find(|it| it.type_ == ConditionType::DatabasesReady.as_str() && it.status == "False")
+        .find(|condition| condition.type_ == name.as_str())
+        .filter(|condition| counts(&condition.status))
         .map(|condition| Timestamp::now().duration_since(condition.last_transition_time.0))
-        .and_then(|waited| Duration::try_from(waited).ok())
+        .and_then(|lasted| Duration::try_from(lasted).ok())
         .unwrap_or_default()
 }
 

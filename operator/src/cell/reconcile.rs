@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
-use titan_crds::{Cell, ConditionType, ServiceStatus};
+use titan_crds::{Cell, ServiceStatus};
 use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
     validate,
@@ -25,7 +24,7 @@ use crate::cell::error::ReconcileError;
 use crate::cell::finalize::{FINALIZER, finalize};
 use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
-use crate::cell::overdue::{starting, unanswered, unready_for};
+use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
 use crate::cell::postgres::tend;
 use crate::cell::report::{Reported, report};
@@ -491,20 +490,6 @@ fn note_error(steps: &mut Steps, error: &ReconcileError) {
     if let Some(step) = order.into_iter().find(|step| **step == Step::NotReached) {
         *step = step_of_error(error);
     }
-}
-
-/// For how long `Ready` has been what it is.
-fn waited(cell: &Cell) -> Duration {
-    let since = cell
-        .status
-        .iter()
-        .flat_map(|status| &status.conditions)
-        .find(|condition| condition.type_ == ConditionType::Ready.as_str())
-        .map(|condition| condition.last_transition_time.0);
-    since
-        .map(|since| Timestamp::now().duration_since(since))
-        .and_then(|waited| Duration::try_from(waited).ok())
-        .unwrap_or_default()
 }
 
 fn requeue(steps: &Steps, waited: Duration) -> Action {

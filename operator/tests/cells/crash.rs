@@ -142,6 +142,23 @@ impl Clean {
             writes_down: writes_down.len(),
         }
     }
+
+    /// The cell and its fleet are gone, as in a clean life.
+    pub async fn assert_gone(
+        &self,
+        world: &World,
+        observer: &Observer,
+        writes: &[String],
+        when: &str,
+    ) {
+        assert!(
+            world.get_cell(1).await.is_none() && world.get_fleet().await.is_none(),
+            "{when}"
+        );
+        Outcome::of(world, observer, writes, 0)
+            .await
+            .assert_is(&self.down, when);
+    }
 }
 
 /// Creates a cell and deletes it with its fleet in a world of its own, with a crash after the k-th write of either.
@@ -160,13 +177,7 @@ async fn crash_after(k: usize, clean: &Clean, observer: &Observer) {
     world.delete_cell(1).await;
     let writes = run(&world, Some(k), async |_| {}).await;
     let when = format!("deletion, crash after write {k}");
-    assert!(
-        world.get_cell(1).await.is_none() && world.get_fleet().await.is_none(),
-        "{when}"
-    );
-    Outcome::of(&world, observer, &writes, 0)
-        .await
-        .assert_is(&clean.down, &when);
+    clean.assert_gone(&world, observer, &writes, &when).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -430,7 +430,7 @@ impl World {
         moved
     }
 
-    async fn patch_status(&self, namespace: &str, kind: Kind, name: &str, status: Value) {
+    pub async fn patch_status(&self, namespace: &str, kind: Kind, name: &str, status: Value) {
         self.api(namespace, kind)
             .patch_status(name, &PatchParams::default(), &Patch::Merge(status))
             .await

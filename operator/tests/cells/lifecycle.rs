@@ -232,20 +232,15 @@ async fn a_rollout_that_hangs_is_told() {
     world.create::<Cell>(world.cell(1)).await;
     let book = Arc::new(Book::new());
     world.settle(&book).await.unwrap();
-    let deployments = world.api(&world.cell_name(1), Kind::Deployment);
+    let namespace = world.cell_name(1);
     let say = async |said: serde_json::Value| {
         let status = json!({"status": {
             "replicas": 2, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1,
             "conditions": [said],
         }});
-        deployments
-            .patch_status(
-                "order",
-                &Default::default(),
-                &kube::api::Patch::Merge(status),
-            )
-            .await
-            .unwrap();
+        world
+            .patch_status(&namespace, Kind::Deployment, "order", status)
+            .await;
         world.round(&world.view().await, &book).await.unwrap();
         let cell = world.get_cell(1).await.unwrap();
         assert!(condition(&cell, "Stalled").starts_with("True/"));
@@ -326,14 +321,9 @@ async fn a_paused_cell_is_not_written_to() {
         let status = json!({"status": {
             "readyReplicas": ready, "availableReplicas": ready, "conditions": null,
         }});
-        deployments
-            .patch_status(
-                "order",
-                &Default::default(),
-                &kube::api::Patch::Merge(status),
-            )
-            .await
-            .unwrap();
+        world
+            .patch_status(&namespace, Kind::Deployment, "order", status)
+            .await;
     };
     let round = async || {
         world.round(&world.view().await, &paused).await.unwrap();

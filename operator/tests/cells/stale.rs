@@ -105,13 +105,7 @@ async fn back_in_time_after(k: usize, clean: &Clean, observer: &Observer) {
     })
     .await;
     let when = format!("deletion, back in time after write {k}");
-    assert!(
-        world.get_cell(1).await.is_none() && world.get_fleet().await.is_none(),
-        "{when}"
-    );
-    Outcome::of(&world, observer, &writes, 0)
-        .await
-        .assert_is(&clean.down, &when);
+    clean.assert_gone(&world, observer, &writes, &when).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
