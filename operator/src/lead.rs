@@ -165,7 +165,8 @@ pub(crate) async fn lead(
 
     let over: Shared<BoxFuture<'static, ()>> = term.cancelled_owned().boxed().shared();
     let (tables, recorder) = (context.tables.clone(), context.recorder.clone());
-    let announcing = announce(reports, tables, cells.clone(), recorder);
+    // What routers said while another replica led was its to tell.
+    let announcing = announce(reports.resubscribe(), tables, cells.clone(), recorder);
     let watches = async {
         tokio::select! {
             () = follow_profiles => {}
