@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use titan_routing::client::RegistryClient;
 use titan_routing::{Key, KeyspaceMode};
 
+use crate::dns::Addresses;
 use crate::shared::{Phase, Shared};
-use crate::upstream::Addresses;
 
 /// What the pages read.
 #[derive(Clone)]

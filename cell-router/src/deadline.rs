@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use titan_http2::hpack::{Block, token};
 
 use crate::config::Limits;
 use crate::rejection::{Reason, Rejection};
@@ -11,11 +11,11 @@ use crate::rejection::{Reason, Rejection};
 ///
 /// # Errors
 /// When the header is there and is not of the form that gRPC wants.
-pub fn of(headers: &HeaderMap) -> Result<Option<Duration>, Rejection> {
-    let Some(value) = headers.get("grpc-timeout") else {
+pub fn of(head: &Block) -> Result<Option<Duration>, Rejection> {
+    let Some(value) = head.get(token::GRPC_TIMEOUT) else {
         return Ok(None);
     };
-    parse(value.as_bytes()).map(Some).ok_or_else(|| {
+    parse(value).map(Some).ok_or_else(|| {
         Rejection::new(
             Reason::BadRequest,
             "grpc-timeout must be up to 8 digits and one of H, M, S, m, u, n",
@@ -59,16 +59,15 @@ pub fn effective(of_client: Option<Duration>, limits: &Limits) -> Option<Duratio
     }
 }
 
-/// The header for what is left.
+/// What is left, as the header has it.
 #[must_use]
-pub fn header(left: Duration) -> HeaderValue {
+pub fn text(left: Duration) -> String {
     let micros = left.as_micros();
-    let text = if micros < 100_000_000 {
+    if micros < 100_000_000 {
         format!("{micros}u")
     } else {
         format!("{}m", left.as_millis().min(99_999_999))
-    };
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0u"))
+    }
 }
 
 #[cfg(test)]
@@ -94,7 +93,7 @@ mod tests {
         }
         for micros in [0, 1, 999_999, 99_999_999, 100_000_000, 3_600_000_000] {
             let left = Duration::from_micros(micros);
-            assert_eq!(parse(header(left).as_bytes()), Some(left));
+            assert_eq!(parse(text(left).as_bytes()), Some(left));
         }
     }
 }

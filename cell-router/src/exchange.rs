@@ -3,9 +3,11 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
+use titan_http2::hpack::{Block, token};
 
-use crate::body::{ClientFault, Recording};
+use crate::body::request::{ClientFault, Recording};
+use crate::head;
 use crate::metrics::Class;
 use crate::upstream::{Conn, Probe, Target};
 use crate::worker::Worker;
@@ -32,7 +34,7 @@ const FAIR_TIME: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Described {
     /// The method.
-    pub method: http::Method,
+    pub method: String,
     /// The path, without the query, which may hold what is nobody's business.
     pub path: String,
     /// The key, when there is one.
@@ -170,9 +172,9 @@ impl Exchange {
     }
 
     /// The head of the answer.
-    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.http_status = Some(status);
-        self.status_from(headers);
+    pub fn answered(&mut self, head: &Block) {
+        self.http_status = Some(head::status(head));
+        self.status_from(head);
         if let (Some(timing), Some(request)) = (&mut self.timing, &self.request) {
             let now = Instant::now();
             // An answer that begins before the request ends is a stream.
@@ -182,12 +184,12 @@ impl Exchange {
     }
 
     /// Takes the gRPC status from trailers, or from the head of a trailers-only answer.
-    pub fn status_from(&mut self, headers: &HeaderMap) {
+    pub fn status_from(&mut self, fields: &Block) {
         if !self.grpc {
             return;
         }
-        if let Some(value) = headers.get("grpc-status") {
-            self.grpc_status = value.to_str().ok().and_then(|text| text.parse().ok());
+        if let Some(value) = fields.get(token::GRPC_STATUS) {
+            self.grpc_status = head::text(value).and_then(|text| text.parse().ok());
         }
     }
 

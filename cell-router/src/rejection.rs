@@ -1,14 +1,8 @@
-//! Requests that the router answers itself, and why.
-//!
-//! gRPC clients get a trailers-only answer with a status; others get the HTTP status and a JSON body. Both carry
-//! `x-titan-router-error`, so that an answer of the router cannot be taken for one of a service.
+//! Why the router answers a request itself.
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
-
-use crate::body::ResponseBody;
+use http::StatusCode;
 
 /// Why the router answers a request itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -181,56 +175,4 @@ impl Rejection {
         let message = format!("the body is larger than {limit} bytes (`limits.bodyBytes`)");
         Rejection::new(Reason::TooLarge, message)
     }
-
-    /// The answer, in the client's protocol.
-    #[must_use]
-    pub fn response(&self, grpc: bool) -> Response<ResponseBody> {
-        let mut response = if grpc {
-            let mut response = Response::new(ResponseBody::empty());
-            let headers = response.headers_mut();
-            headers.insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/grpc"),
-            );
-            headers.insert(
-                "grpc-status",
-                HeaderValue::from(u16::from(self.reason.grpc_status())),
-            );
-            if let Ok(message) = HeaderValue::from_str(&percent_encoded(&self.message)) {
-                headers.insert("grpc-message", message);
-            }
-            response
-        } else {
-            let body = serde_json::json!({
-                "error": self.reason.as_str(),
-                "message": self.message,
-            });
-            let mut response = Response::new(ResponseBody::full(Bytes::from(body.to_string())));
-            *response.status_mut() = self.reason.http_status();
-            response.headers_mut().insert(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static("application/json"),
-            );
-            response
-        };
-        response.headers_mut().insert(
-            "x-titan-router-error",
-            HeaderValue::from_static(self.reason.as_str()),
-        );
-        response
-    }
-}
-
-/// A message as gRPC wants it in `grpc-message`.
-fn percent_encoded(message: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(message.len());
-    for byte in message.bytes() {
-        if (b' '..=b'~').contains(&byte) && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }

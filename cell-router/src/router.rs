@@ -87,7 +87,7 @@ impl Router {
 
         let mut listen = config.listen;
         let mut threads = Vec::new();
-        for index in 0..listener::threads(&config) {
+        for index in 0..config.thread_count() {
             let socket = listener::bind(listen)
                 .with_context(|| format!("cannot listen on {listen}; is it taken?"))?;
             // With port 0, the first thread chooses and the others follow.

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use http::Uri;
-
 use crate::config::{Protocol, Service};
 
 /// The services of the configuration, found by the names that requests carry.
@@ -71,12 +69,11 @@ impl Services {
 
     /// The service of a request: `/titan.<service>.v<n>.<Anything>/<Method>`, else `<service>.<anything>` as the host.
     #[must_use]
-    pub fn find(&self, uri: &Uri, host: Option<&str>) -> Option<usize> {
-        if let Some(package) = package_of(uri.path()) {
+    pub fn find(&self, path: &str, host: Option<&str>) -> Option<usize> {
+        if let Some(package) = package_of(path) {
             return self.by_package(package);
         }
-        let host = uri.host().or(host)?;
-        let label = host.split(['.', ':']).next()?;
+        let label = host?.split(['.', ':']).next()?;
         self.list
             .binary_search_by(|entry| (*entry.name).cmp(label))
             .ok()
@@ -116,9 +113,9 @@ mod tests {
         ]))
     }
 
-    fn found(uri: &str, host: Option<&str>) -> Option<String> {
+    fn found(path: &str, host: Option<&str>) -> Option<String> {
         let services = services();
-        let index = services.find(&uri.parse().unwrap(), host)?;
+        let index = services.find(path, host)?;
         Some(services.get(index)?.name.to_string())
     }
 
@@ -132,13 +129,13 @@ mod tests {
                 Some("order-history"),
             ),
             (
-                "http://cart.example.com/titan.order.v1.Orders/Get",
-                None,
+                "/titan.order.v1.Orders/Get",
+                Some("cart.example.com"),
                 Some("order"),
             ),
             (
-                "http://cart.example.com/grpc.health.v1.Health/Check",
-                None,
+                "/grpc.health.v1.Health/Check",
+                Some("cart.example.com"),
                 Some("cart"),
             ),
             (

@@ -12,11 +12,11 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::config::{Config, ConfigError};
+use crate::dns::Resolver;
 use crate::identity::Identity;
 use crate::metrics::{Counter, Metrics, Pair};
 use crate::resilience::health::Health;
 use crate::resilience::rate::{KeyRates, Rate};
-use crate::upstream::Resolver;
 
 /// Time since the process started, in units that fit an atomic.
 #[derive(Clone, Copy, Debug)]

@@ -1,109 +1,73 @@
-//! WebSocket: two connections become one pipe.
+//! WebSocket: what a client asks for, and how it says who it is.
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use http::{HeaderValue, header, request};
+use hyper::upgrade::OnUpgrade;
+use titan_http2::hpack::Block;
 
-use crate::body::ResponseBody;
-use crate::exchange::{Exchange, Outcome};
-use crate::inbound::Inbound;
+use crate::head;
 
-/// The client's side of the pipe to be.
-#[must_use]
-pub fn on_client(head: &http::request::Parts) -> Option<OnUpgrade> {
-    head.extensions.get::<OnUpgrade>().cloned()
+/// That a client wants its connection to become a WebSocket.
+pub struct Upgrade {
+    /// The protocol, as the client wrote it.
+    protocol: HeaderValue,
+    /// The client's side of the pipe to be.
+    pub client: OnUpgrade,
 }
 
-/// Puts back what ends at the router otherwise.
-pub fn keep_headers(head: &http::request::Parts, to: &mut HeaderMap) {
-    if let Some(upgrade) = head.extensions.get::<Wanted>() {
-        to.insert(header::UPGRADE, upgrade.0.clone());
-        to.insert(
-            header::CONNECTION,
-            http::HeaderValue::from_static("upgrade"),
-        );
-    }
-}
-
-/// Remembers that the client wants a WebSocket, before the header is taken out.
+/// Whether the client wants a WebSocket.
 ///
 /// Nothing else is upgraded to: in a pipe of, say, `h2c`, the client would speak to the pod with nobody in between who takes
 /// out what only the router may say.
-pub fn remember(head: &mut http::request::Parts) {
-    if head.version == http::Version::HTTP_11
-        && let Some(wanted) = head.headers.get(header::UPGRADE).cloned()
-        && wanted.as_bytes().eq_ignore_ascii_case(b"websocket")
-    {
-        head.extensions.insert(Wanted(wanted));
+pub fn wanted(head: &mut request::Parts) -> Option<Upgrade> {
+    let client = head.extensions.remove::<OnUpgrade>()?;
+    let protocol = head.headers.get(header::UPGRADE)?;
+    let websocket = head.version == http::Version::HTTP_11
+        && protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
+    websocket.then(|| Upgrade {
+        protocol: protocol.clone(),
+        client,
+    })
+}
+
+impl Upgrade {
+    /// Puts back what ends at the router otherwise.
+    pub fn ask<B>(&self, request: &mut http::Request<B>) {
+        let to = request.headers_mut();
+        to.insert(header::UPGRADE, self.protocol.clone());
+        to.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
 }
 
 /// Where a browser puts the token of a WebSocket: beside the protocols of the service, which it asks for by name.
 const TOKEN: &str = "titan.bearer.";
+const PROTOCOLS: &[u8] = b"sec-websocket-protocol";
 
-fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    headers
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+fn protocols(head: &Block) -> impl Iterator<Item = &str> {
+    head.fields()
         .iter()
-        .filter_map(|value| value.to_str().ok())
+        .filter(|field| head.name(field) == PROTOCOLS)
+        .filter_map(|field| head::text(head.value(field)))
         .flat_map(|value| value.split(','))
         .map(str::trim)
 }
 
 /// The token among the protocols of a WebSocket.
 #[must_use]
-pub fn token(headers: &HeaderMap) -> Option<&str> {
-    protocols(headers).find_map(|protocol| protocol.strip_prefix(TOKEN))
+pub fn token(head: &Block) -> Option<&str> {
+    protocols(head).find_map(|protocol| protocol.strip_prefix(TOKEN))
 }
 
 /// Takes the token out: it is no protocol that a service could choose.
-pub fn strip_token(headers: &mut HeaderMap) {
-    if token(headers).is_none() {
+pub fn strip_token(head: &mut Block) {
+    if token(head).is_none() {
         return;
     }
-    let rest: Vec<&str> = protocols(headers)
+    let rest: Vec<&str> = protocols(head)
         .filter(|protocol| !protocol.starts_with(TOKEN))
         .collect();
-    match HeaderValue::from_str(&rest.join(", ")) {
-        Ok(rest) if !rest.is_empty() => headers.insert(header::SEC_WEBSOCKET_PROTOCOL, rest),
-        _ => headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
-    };
-}
-
-/// The protocol that the client wants.
-#[derive(Clone, Debug)]
-pub struct Wanted(pub http::HeaderValue);
-
-/// Passes the answer on, and joins both sides when the cell agreed.
-pub fn join(
-    mut response: Response<Inbound>,
-    client: Option<OnUpgrade>,
-    mut exchange: Exchange,
-) -> Response<ResponseBody> {
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        let (head, body) = response.into_parts();
-        return Response::from_parts(head, ResponseBody::cell(body, exchange, None));
+    let rest = rest.join(", ");
+    head.retain(|head, field| head.name(field) != PROTOCOLS);
+    if !rest.is_empty() {
+        head.push(PROTOCOLS, rest.as_bytes());
     }
-    let cell = hyper::upgrade::on(&mut response);
-    tokio::task::spawn_local(async move {
-        let Some(client) = client else { return };
-        let (Ok(client), Ok(cell)) = (client.await, cell.await) else {
-            exchange.finish(Outcome::Broken);
-            return;
-        };
-        let outcome = match pipe(client, cell).await {
-            Ok(()) => Outcome::Answered,
-            Err(_) => Outcome::Cancelled,
-        };
-        exchange.finish(outcome);
-    });
-    let (mut head, _) = response.into_parts();
-    head.extensions.clear();
-    Response::from_parts(head, ResponseBody::empty())
-}
-
-async fn pipe(client: Upgraded, cell: Upgraded) -> std::io::Result<()> {
-    let (mut client, mut cell) = (TokioIo::new(client), TokioIo::new(cell));
-    tokio::io::copy_bidirectional(&mut client, &mut cell).await?;
-    Ok(())
 }

@@ -109,7 +109,7 @@ impl Worker {
             metrics: shared.metrics.thread(),
             budget: RetryBudget::new(&config.retry, Instant::now()),
             held: RefCell::default(),
-            threads: crate::listener::threads(&config),
+            threads: config.thread_count(),
             leaving: Cell::new(false),
             view: RefCell::new(Rc::new(view)),
             sampled: Cell::new(0),

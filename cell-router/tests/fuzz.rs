@@ -15,10 +15,11 @@ use bolero::check;
 use cell_router::config::{Config, Jwt, Span, TrustedPeers};
 use cell_router::identity::{Claim, Identity, KeySet, Peer};
 use cell_router::services::Services;
-use cell_router::{deadline, headers};
-use http::{HeaderMap, HeaderValue, Version};
+use cell_router::{deadline, h1, head};
+use http::HeaderValue;
 use prost::Message as _;
 use support::{row, table};
+use titan_http2::hpack::Block;
 use titan_routing::AssignmentState::{Active, Fenced, Moving, Pending};
 use titan_routing::client::TableFile;
 use titan_routing::{Delta, Key, KeyspaceMode, RoutingTable, proto};
@@ -189,7 +190,7 @@ fn a_deadline() {
             return;
         };
         assert!((2..=9).contains(&bytes.len()));
-        let passed_on = deadline::parse(deadline::header(read).as_bytes()).unwrap();
+        let passed_on = deadline::parse(deadline::text(read).as_bytes()).unwrap();
         assert!(passed_on <= read, "{read:?} became {passed_on:?}");
         let kept = passed_on + Duration::from_millis(1) >= read;
         assert!(kept || passed_on == Duration::from_millis(99_999_999));
@@ -202,19 +203,16 @@ fn a_service_by_path_or_host() {
     let services = Services::new(&config.services);
     let seeds = [
         "/titan.order.v1.Orders/Get",
-        "http://cart.example.com/grpc.health.v1.Health/Check",
-        "http://chat.example.com:8080/socket?room=1",
+        "cart.example.com",
+        "chat.example.com:8080",
         "order.example.com:443",
         "*",
     ];
     let seeds = seeds.map(|text| text.as_bytes().to_vec()).to_vec();
     fuzz!(seeds, |_: &[u8], bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
-        let uri = bytes
-            .try_into()
-            .unwrap_or_else(|_| http::Uri::from_static("/"));
-        for host in [None, Some(&*text)] {
-            if let Some(index) = services.find(&uri, host) {
+        for (path, host) in [(&*text, None), ("/", Some(&*text)), (&*text, Some(&*text))] {
+            if let Some(index) = services.find(path, host) {
                 let name = &services.get(index).unwrap().name;
                 assert!(text.contains(&**name), "{name} in {text}");
             }
@@ -242,31 +240,43 @@ fn a_key_and_other_headers() {
         let Ok(value) = HeaderValue::from_bytes(bytes) else {
             return;
         };
-        let mut map = HeaderMap::new();
+        let mut parts = http::Request::new(()).into_parts().0;
         for name in [
             "connection",
             "x-titan-key",
             "authorization",
+            "grpc-timeout",
             "host",
             "upgrade",
             "traceparent",
         ] {
-            map.append(name, value.clone());
+            parts.headers.append(name, value.clone());
         }
-        if let Ok(claim) = identity.claim(&config, KeyspaceMode::UserId, &peer, &map) {
+        let mut block = h1::request_from(&mut parts);
+        let names = |block: &Block| -> Vec<String> {
+            let fields = block.fields().iter();
+            fields
+                .map(|field| String::from_utf8(block.name(field).to_vec()).unwrap())
+                .collect()
+        };
+        let of_connection = ["connection", "upgrade", "host"];
+        assert!(
+            names(&block)
+                .iter()
+                .all(|name| !of_connection.contains(&&**name))
+        );
+        if let Ok(claim) = identity.claim(&config, KeyspaceMode::UserId, &peer, &block) {
             let number: u64 = std::str::from_utf8(bytes).unwrap().parse().unwrap();
             assert_eq!(claim, Claim::Key(Key::new(number).unwrap()));
         }
-        let _ = deadline::of(&map);
-        let _ = headers::host(&map);
-        headers::clean_request(&mut map, Version::HTTP_11);
-        assert!(
-            map.keys()
-                .all(|name| !name.as_str().starts_with("x-titan-"))
-        );
-        assert!(!map.contains_key("connection") && !map.contains_key("upgrade"));
-        headers::trace(&mut map);
-        assert!(map.contains_key("traceparent"));
+        let _ = deadline::of(&block);
+        let _ = (head::host(&block), head::path(&block), head::method(&block));
+        head::clean_request(&mut block);
+        head::trace(&mut block);
+        let left = names(&block);
+        assert!(left.iter().all(|name| !name.starts_with("x-titan-")));
+        assert!(left.iter().any(|name| name == "traceparent"));
+        assert!(h1::fields_to(&block).len() <= left.len());
     });
 }
 

@@ -361,6 +361,36 @@ async fn a_head_that_trickles_in_is_cut_off_and_an_idle_connection_is_not() {
     answered(&mut idle).await;
 }
 
+/// The same over HTTP/2: a connection that said nothing, one whose head has no end, and one that stopped amid a frame.
+#[tokio::test]
+async fn a_stream_that_does_not_begin_is_cut_off_and_an_idle_connection_is_not() {
+    let a = pod("a").await;
+    let mut config = narrow();
+    config.limits.header_timeout = Span(Duration::from_secs(1));
+    let router = router(config, Some(&one_cell(&a))).await;
+    let good = Client::connect(router.listen).await;
+    assert_eq!(good.get(5).await.pod(), "a");
+    let whole = frame(1, 0x5, 1, &headers());
+    for start in [
+        &[][..],
+        &frame(1, 0, 1, &headers()),
+        &[&whole, &frame(1, 0x5, 3, &headers())[..20]].concat(),
+    ] {
+        let mut stream = TcpStream::connect(router.listen).await.unwrap();
+        // The preface without the settings that follow it, or with.
+        let preface = if start.is_empty() {
+            &PREFACE[..24]
+        } else {
+            PREFACE
+        };
+        stream.write_all(&[preface, start].concat()).await.unwrap();
+        let mut rest = Vec::new();
+        let end = tokio::time::timeout(support::PATIENCE, stream.read_to_end(&mut rest)).await;
+        assert!(end.is_ok(), "it is let go on after {start:?}");
+    }
+    assert_eq!(good.get(5).await.pod(), "a");
+}
+
 #[tokio::test]
 async fn a_deadline_shrinks_on_its_way() {
     let a = pod("a").await;

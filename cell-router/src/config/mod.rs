@@ -349,6 +349,15 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// How many threads the data plane has.
+    #[must_use]
+    pub fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        }
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use http::{HeaderMap, header};
+use titan_http2::hpack::{Block, token};
 use titan_routing::{Key, KeyspaceMode};
 use tokio::sync::{Notify, watch};
 
 pub use jwt::{KeySet, TokenError};
 
 use crate::config::{Config, ConfigError, TrustedPeers};
+use crate::head::text;
 use crate::rejection::{Reason, Rejection};
 use crate::upgrade;
 
@@ -114,16 +115,16 @@ impl Identity {
         config: &Config,
         mode: KeyspaceMode,
         peer: &Peer,
-        headers: &HeaderMap,
+        head: &Block,
     ) -> Result<Claim, Rejection> {
-        let stated = headers.get(KEY);
+        let stated = head.get(token::X_TITAN_KEY);
         if let Some(value) = stated
-            && self.trusts(config, peer, headers)
+            && self.trusts(config, peer, head)
         {
-            return key_of(value.to_str().unwrap_or("?")).map(Claim::Key);
+            return key_of(text(value).unwrap_or("?")).map(Claim::Key);
         }
         if let Some(jwt) = &config.jwt
-            && let Some(token) = bearer(headers)
+            && let Some(token) = bearer(head)
         {
             return match self.keys.load().user(jwt, token) {
                 Ok(user) => key_of_user(mode, &user).map(Claim::Key),
@@ -154,14 +155,14 @@ impl Identity {
         &self,
         config: &Config,
         mode: KeyspaceMode,
-        headers: &HeaderMap,
+        head: &Block,
     ) -> Result<Key, Rejection> {
         let refused = |error: TokenError| match error {
             // The token may well be good: a client must not take it for a bad one and log its user out.
             TokenError::UnknownKey if self.lacks_keys() => no_keys(),
             error => Rejection::new(Reason::BadToken, error.to_string()),
         };
-        let (Some(jwt), Some(token)) = (&config.jwt, bearer(headers)) else {
+        let (Some(jwt), Some(token)) = (&config.jwt, bearer(head)) else {
             return Err(refused(TokenError::UnknownKey));
         };
         let mut fetched = self.fetched.subscribe();
@@ -260,17 +261,17 @@ impl Identity {
         }
     }
 
-    fn trusts(&self, config: &Config, peer: &Peer, headers: &HeaderMap) -> bool {
+    fn trusts(&self, config: &Config, peer: &Peer, head: &Block) -> bool {
         match config.trusted_peers {
             TrustedPeers::None => false,
             TrustedPeers::Any => true,
             TrustedPeers::Secret => {
                 peer.certified
-                    || headers.get(TRUST).is_some_and(|given| {
+                    || head.find(TRUST.as_bytes()).is_some_and(|given| {
                         self.secret
                             .load()
                             .as_ref()
-                            .is_some_and(|secret| same(secret, given.as_bytes()))
+                            .is_some_and(|secret| same(secret, given))
                     })
             }
         }
@@ -302,12 +303,11 @@ fn no_keys() -> Rejection {
 }
 
 /// The token of a request. A browser cannot set `authorization` on a WebSocket.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else {
-        return upgrade::token(headers);
+fn bearer(head: &Block) -> Option<&str> {
+    let Some(value) = head.get(token::AUTHORIZATION) else {
+        return upgrade::token(head);
     };
-    let value = value.to_str().ok()?;
-    let (scheme, token) = value.split_once(' ')?;
+    let (scheme, token) = text(value)?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 

@@ -1,18 +1,16 @@
 //! One connection of a client, and whether it is idle or stalled.
 
 use std::cell::Cell;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
-use crate::body::{BoxError, ResponseBody};
+use crate::body::answer::ResponseBody;
+use crate::body::{Body, BoxError, Part};
 use crate::shared::Clock;
 
 /// One connection, as the thread that carries it sees it.
@@ -70,6 +68,16 @@ impl Client {
     /// Where it is noted when the head of a request begins.
     pub(super) fn heads(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.head_since_ms)
+    }
+
+    /// Notes whether a head came in part only.
+    pub(super) fn amid_head(&self, amid: bool) {
+        let since_ms = match (amid, self.head_since_ms.load(Relaxed)) {
+            (true, 0) => self.clock.now_ms(),
+            (true, since_ms) => since_ms,
+            (false, _) => 0,
+        };
+        self.head_since_ms.store(since_ms, Relaxed);
     }
 
     /// A request came: keeps the connection from being idle.
@@ -148,26 +156,19 @@ impl Watched {
 }
 
 impl Body for Watched {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
-        this.wait(false);
-        let frame = Pin::new(&mut this.body).poll_frame(context);
-        this.wait(matches!(frame, Poll::Ready(Some(Ok(_)))));
-        frame
+    fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Part, BoxError>>> {
+        self.wait(false);
+        let part = self.body.poll_part(context);
+        self.wait(matches!(part, Poll::Ready(Some(Ok(_)))));
+        part
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+    fn is_end(&self) -> bool {
+        self.body.is_end()
     }
 
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn length(&self) -> Option<u64> {
+        self.body.length()
     }
 }
 

@@ -6,32 +6,26 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::Reason;
-use h2::server::{Builder, Connection, SendResponse};
-use http::{HeaderValue, Request, Response, header};
-use http_body::Body as _;
+use titan_http2::Limits;
+use titan_http2::hpack::token;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::STREAM_WINDOW;
 use super::client::{Busy, Client, Watched};
-use crate::body::ResponseBody;
+use crate::body::Body as _;
+use crate::body::answer::Answer;
 use crate::config::Config;
+use crate::http2::{Driver, KeepAlive, Link, Sender};
 use crate::identity::Peer;
-use crate::inbound::Inbound;
-use crate::keepalive::KeepAlive;
+use crate::inbound::{Inbound, STREAM_WINDOW};
 use crate::outbound::Outbound;
-use crate::proxy;
+use crate::proxy::{self, Request};
 use crate::worker::Worker;
-
-/// How many streams that were refused before their body was through are remembered, for a second. What is still on its way
-/// for one that is forgotten counts as the client's error, and a connection ends with the sixty-fourth: a burst of refusals
-/// must not take the client's other requests along.
-const REMEMBERED_RESETS: usize = 1024;
 
 /// A client that does not answer a ping for so long is gone.
 const PING_PATIENCE: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(30);
+/// An idle or stalled client may not even read that it is told to leave.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Serves a connection to its end, or until it is told to leave and its last stream ended.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
@@ -42,50 +36,46 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
 ) {
     let limits = &config.limits;
-    let handshake = Builder::new()
-        .max_concurrent_streams(limits.streams_per_connection)
-        .max_header_list_size(limits.header_bytes)
-        .initial_window_size(u32::try_from(STREAM_WINDOW).unwrap_or(65_535))
-        .initial_connection_window_size(connection_window(limits.streams_per_connection))
-        .max_send_buffer_size(64 * 1024)
-        .max_pending_accept_reset_streams(32)
-        .max_concurrent_reset_streams(REMEMBERED_RESETS)
-        .max_local_error_reset_streams(Some(64))
-        .handshake(stream);
-    let mut connection = match tokio::time::timeout(limits.header_timeout.0, handshake).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "no HTTP/2 with a client");
-            return;
-        }
-        Err(_) => {
-            worker.metrics.reaped_connections.add(1);
-            return;
-        }
-    };
-    let mut keepalive = connection
-        .ping_pong()
-        .map(|pings| KeepAlive::new(pings, PING_EVERY, PING_PATIENCE));
-    let mut accept = async |connection: &mut Connection<S, Bytes>| {
-        let streams = Streams {
-            worker,
-            client: &client,
-            peer: &peer,
+    let link = Link::server(Limits {
+        streams: limits.streams_per_connection as usize,
+        header_bytes: limits.header_bytes as usize,
+        stream_window: u32::try_from(STREAM_WINDOW).unwrap_or(65_535),
+        window: connection_window(limits.streams_per_connection),
+    });
+    let mut driver = Driver::new(&link, stream, KeepAlive::new(PING_EVERY, PING_PATIENCE));
+    let mut accept = |head, receiver, sender| {
+        let body = Inbound::h2(receiver, &head, None);
+        let request = Request {
+            head,
+            body,
+            upgrade: None,
         };
-        streams.accept(connection, keepalive.as_mut()).await;
+        // Boxed, because the future of a task is moved around until it is in its place.
+        let response = Box::pin(proxy::handle(Rc::clone(worker), Rc::clone(&peer), request));
+        let busy = Client::busy(&client);
+        tokio::task::spawn_local(answer(busy, response, sender));
     };
-    tokio::select! {
+    let mut ended = poll_fn(|context| {
+        let polled = driver.poll(context, &mut accept, || true);
+        client.amid_head(driver.is_amid_head());
+        polled
+    });
+    let lost = tokio::select! {
         biased;
-        () = accept(&mut connection) => return,
-        () = client.left() => {}
-    }
-    connection.graceful_shutdown();
-    if client.was_reaped() {
-        // An idle or stalled client may not even read the GOAWAY.
-        let _ = tokio::time::timeout(Duration::from_secs(5), accept(&mut connection)).await;
-    } else {
-        accept(&mut connection).await;
-    }
+        lost = &mut ended => lost,
+        () = client.left() => {
+            link.drain();
+            if client.was_reaped() {
+                match tokio::time::timeout(LAST_WORDS, ended).await {
+                    Ok(lost) => lost,
+                    Err(_) => return,
+                }
+            } else {
+                ended.await
+            }
+        }
+    };
+    tracing::debug!(%lost, "a client's connection ended");
 }
 
 /// What all streams of a connection may have in the router at once: enough that streams to a cell that takes nothing
@@ -95,84 +85,33 @@ fn connection_window(streams: u32) -> u32 {
     streams.saturating_mul(window).clamp(1024 * 1024, 1 << 30)
 }
 
-struct Streams<'a> {
-    worker: &'a Rc<Worker>,
-    client: &'a Rc<Client>,
-    peer: &'a Rc<Peer>,
-}
-
-impl Streams<'_> {
-    /// Answers streams until the connection ends.
-    async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        connection: &mut Connection<S, Bytes>,
-        mut keepalive: Option<&mut KeepAlive>,
-    ) {
-        loop {
-            let accepted = poll_fn(|context| {
-                let gone = keepalive
-                    .as_mut()
-                    .is_some_and(|keepalive| keepalive.poll_gone(context, || true).is_ready());
-                if gone {
-                    return Poll::Ready(None);
-                }
-                connection.poll_accept(context)
-            })
-            .await;
-            match accepted {
-                Some(Ok((request, respond))) => {
-                    let (head, receive) = request.into_parts();
-                    let body = Inbound::request(receive, &head.headers);
-                    let request = Request::from_parts(head, body);
-                    // Boxed, because the future of a task is moved around until it is in its place.
-                    let response = Box::pin(proxy::handle(
-                        Rc::clone(self.worker),
-                        Rc::clone(self.peer),
-                        request,
-                    ));
-                    let busy = Client::busy(self.client);
-                    tokio::task::spawn_local(answer(busy, response, respond));
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "a client's connection ended");
-                    return;
-                }
-                None => return,
-            }
-        }
-    }
-}
-
 /// Answers one stream, unless its client leaves it first.
-async fn answer(
-    busy: Busy,
-    mut response: Pin<Box<impl Future<Output = Response<ResponseBody>>>>,
-    mut respond: SendResponse<Bytes>,
-) {
-    let answered = poll_fn(|context| match response.as_mut().poll(context) {
-        Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending => respond.poll_reset(context).map(|_| None),
+async fn answer(busy: Busy, mut response: Pin<Box<impl Future<Output = Answer>>>, sender: Sender) {
+    let answered = poll_fn(|context| {
+        // First, so that no pod hears of a request that was reset as soon as it was made.
+        if sender.poll_broken(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        response.as_mut().poll(context).map(Some)
     })
     .await;
     drop(response);
     let Some(response) = answered else { return };
-    let (mut head, body) = response.into_parts();
-    let ends = body.is_end_stream();
-    if !ends && let Some(length) = body.size_hint().exact() {
-        head.headers
-            .entry(header::CONTENT_LENGTH)
-            .or_insert_with(|| HeaderValue::from(length));
+    let Answer { mut head, body } = response;
+    let ends = body.is_end();
+    if !ends
+        && let Some(length) = body.length()
+        && head.get(token::CONTENT_LENGTH).is_none()
+    {
+        head.push(b"content-length", length.to_string().as_bytes());
     }
-    match respond.send_response(Response::from_parts(head, ()), ends) {
-        Ok(stream) if !ends => {
-            if let Err(error) = Outbound::new(Watched::new(body, busy), stream).await {
-                tracing::debug!(%error, "an answer was not sent to its end");
-            }
-        }
-        Ok(_) => {}
-        Err(error) => {
-            tracing::debug!(%error, "an answer was not sent");
-            respond.send_reset(Reason::INTERNAL_ERROR);
-        }
+    let sent = match sender.answer(&head, ends) {
+        Ok(()) if !ends => Outbound::new(Watched::new(body, busy), sender)
+            .await
+            .map_err(|error| error.to_string()),
+        sent => sent.map_err(|broken| broken.to_string()),
+    };
+    if let Err(error) = sent {
+        tracing::debug!(error, "an answer was not sent to its end");
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use client::{Client, Watched};
 use heads::Heads;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -25,15 +25,15 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::body::answer::Answer;
 use crate::config::Config;
 use crate::identity::Peer;
 use crate::inbound::Inbound;
-use crate::proxy;
+use crate::proxy::{self, Request};
 use crate::shared::Phase;
 use crate::worker::Worker;
+use crate::{h1, upgrade};
 
-/// How much of a request's body is taken in before a cell takes it.
-pub const STREAM_WINDOW: usize = 64 * 1024;
 /// A silent client is asked whether it is still there: a WebSocket can be silent for long.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
@@ -188,16 +188,7 @@ async fn serve_protocol<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     if speaks_h2 {
         h2::serve(worker, config, client, peer, stream).await;
     } else {
-        h1(worker, config, client, peer, stream).await;
-    }
-}
-
-/// How many threads the data plane has.
-#[must_use]
-pub fn threads(config: &Config) -> usize {
-    match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        threads => threads,
+        serve_h1(worker, config, client, peer, stream).await;
     }
 }
 
@@ -228,7 +219,7 @@ async fn speaks_h2(stream: &TcpStream) -> io::Result<bool> {
     }
 }
 
-async fn h1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+async fn serve_h1<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     worker: &Rc<Worker>,
     config: &Config,
     client: Rc<Client>,
@@ -273,21 +264,28 @@ fn answer(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
     peer: &Rc<Peer>,
-    request: Request<Incoming>,
-) -> impl Future<Output = Result<http::Response<Watched>, Infallible>> + use<> {
+    request: http::Request<Incoming>,
+) -> impl Future<Output = Result<http::Response<h1::Sent<Watched>>, Infallible>> + use<> {
     let busy = Client::busy(client);
-    let request = request.map(Inbound::H1);
+    let (mut parts, body) = request.into_parts();
+    let upgrade = upgrade::wanted(&mut parts);
+    let request = Request {
+        head: h1::request_from(&mut parts),
+        body: Inbound::H1(body),
+        upgrade,
+    };
     // Boxed once: hyper moves the future a few times.
     let answer = Box::pin(proxy::handle(Rc::clone(worker), Rc::clone(peer), request));
     let worker = Rc::clone(worker);
     async move {
-        let mut response = answer.await;
+        let Answer { head, body } = answer.await;
+        let mut response = h1::answer_to(&head, h1::Sent(Watched::new(body, busy)));
         // So that no request of a client meets the end of its connection: HTTP/1.1 has no other way to say it.
         if worker.leaving.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        Ok(response.map(|body| Watched::new(body, busy)))
+        Ok(response)
     }
 }
 

@@ -4,19 +4,21 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response};
+use titan_http2::hpack::token;
 use titan_routing::Epoch;
 
 use super::Passage;
-use super::head::{Head, head_back};
+use super::pipe;
 use super::route::Route;
-use crate::body::{ClientFault, Recording, RequestBody, ResponseBody};
-use crate::config::{Config, Protocol};
+use crate::body::answer::{Answer, ResponseBody};
+use crate::body::request::{ClientFault, Recording, RequestBody};
+use crate::config::Config;
 use crate::exchange::{Exchange, Outcome};
-use crate::identity::EPOCH;
-use crate::inbound::Inbound;
+use crate::head;
+use crate::inbound::{Inbound, Response};
+use crate::outgoing::Outgoing;
 use crate::rejection::{Reason, Rejection};
-use crate::upgrade;
+use crate::upgrade::Upgrade;
 use crate::upstream::{SendError, Target};
 use crate::worker::View;
 
@@ -27,7 +29,7 @@ impl Passage {
         mut route: Route,
         mut exchange: Exchange,
         client_body: Inbound,
-    ) -> Result<Response<ResponseBody>, Rejection> {
+    ) -> Result<Answer, Rejection> {
         let view = self.worker.view();
         let config = &*view.config;
         self.worker.budget.request(&config.retry);
@@ -49,16 +51,18 @@ impl Passage {
                 );
                 return Err(self.give_up(&mut exchange, Outcome::Broken, broken));
             };
-            let head = Head {
-                parts: &self.head,
-                key: self.key,
-                epoch: route.epoch,
-                protocol: route.target.pool.protocol(),
-            };
-            let mut request = Some(head.request(request_body, self.remaining(attempt))?);
+            let head = self.outgoing(&route, self.remaining(attempt));
+            let mut request_body = Some(request_body);
             let sent = within(
                 self.deadline,
-                send(&route.target, config, &mut request, &mut exchange),
+                send(
+                    &route.target,
+                    config,
+                    head,
+                    &mut request_body,
+                    None,
+                    &mut exchange,
+                ),
             )
             .await;
             let response = match sent {
@@ -76,6 +80,9 @@ impl Passage {
                 Some(Err(Failed::NoPod(message))) => {
                     let unreachable = Rejection::new(Reason::Unreachable, message);
                     return Err(self.give_up(&mut exchange, Outcome::Broken, unreachable));
+                }
+                Some(Err(Failed::Unsayable(rejection))) => {
+                    return Err(self.give_up(&mut exchange, Outcome::Cancelled, rejection));
                 }
                 Some(Err(Failed::Send(mut failure))) => {
                     if let Some(fault) = recording.fault() {
@@ -109,7 +116,7 @@ impl Passage {
                     return Err(self.give_up(&mut exchange, Outcome::Broken, broken));
                 }
             };
-            exchange.answered(response.status(), response.headers());
+            exchange.answered(&response.head);
             if attempt == 1
                 && let Some(newer) = refused_for(&response, route.epoch)
                 && recording.replay().is_some()
@@ -134,9 +141,20 @@ impl Passage {
                 exchange.describe_failure(None, || self.describe());
             }
             let until = self.deadline.filter(|_| self.deadline_of_client);
-            return Ok(head_back(response, self.head.version, |body| {
-                ResponseBody::cell(body, exchange, until)
-            }));
+            return Ok(Answer {
+                head: response.head,
+                body: ResponseBody::cell(response.body, exchange, until),
+            });
+        }
+    }
+
+    /// The head as the cell gets it.
+    fn outgoing(&self, route: &Route, remaining: Option<Duration>) -> Outgoing<'_> {
+        Outgoing {
+            head: &self.head,
+            key: self.key,
+            epoch: route.epoch,
+            remaining,
         }
     }
 
@@ -181,10 +199,8 @@ impl Passage {
 
     /// Whether doing it twice is the same as doing it once.
     fn is_repeatable(&self) -> bool {
-        matches!(
-            self.head.method,
-            Method::GET | Method::HEAD | Method::OPTIONS
-        ) || self.head.headers.contains_key("idempotency-key")
+        matches!(head::method(&self.head), "GET" | "HEAD" | "OPTIONS")
+            || self.head.find(b"idempotency-key").is_some()
     }
 
     fn may_retry(&self, target: &Target, config: &Config, unsent: bool) -> bool {
@@ -217,23 +233,25 @@ impl Passage {
         route: Route,
         mut exchange: Exchange,
         client_body: Inbound,
-    ) -> Result<Response<ResponseBody>, Rejection> {
+        upgrade: Upgrade,
+    ) -> Result<Answer, Rejection> {
         let view = self.worker.view();
         let config = &*view.config;
-        let head = Head {
-            parts: &self.head,
-            key: self.key,
-            epoch: route.epoch,
-            protocol: Protocol::H1,
-        };
-        let client = upgrade::on_client(&self.head);
         let recording = Recording::new(0);
         exchange.sends(Rc::clone(&recording), None);
-        let mut request = head.request(RequestBody::new(client_body, recording, 0), None)?;
-        upgrade::keep_headers(&self.head, request.headers_mut());
+        let mut body = Some(RequestBody::new(client_body, recording, 0));
+        let head = self.outgoing(&route, None);
+        let target = &route.target;
         let sent = within(
             self.deadline,
-            send(&route.target, config, &mut Some(request), &mut exchange),
+            send(
+                target,
+                config,
+                head,
+                &mut body,
+                Some(&upgrade),
+                &mut exchange,
+            ),
         )
         .await;
         let response = match sent {
@@ -241,6 +259,9 @@ impl Passage {
             Some(Err(Failed::NoPod(message))) => {
                 let unreachable = Rejection::new(Reason::Unreachable, message);
                 return Err(self.give_up(&mut exchange, Outcome::Broken, unreachable));
+            }
+            Some(Err(Failed::Unsayable(rejection))) => {
+                return Err(self.give_up(&mut exchange, Outcome::Cancelled, rejection));
             }
             Some(Err(Failed::Send(failure))) => {
                 let broken = Rejection::new(Reason::Broken, failure.error.to_string());
@@ -251,8 +272,8 @@ impl Passage {
                 return Err(self.give_up(&mut exchange, Outcome::TimedOut, late));
             }
         };
-        exchange.answered(response.status(), response.headers());
-        Ok(upgrade::join(response, client, exchange))
+        exchange.answered(&response.head);
+        Ok(pipe::join(response, upgrade, exchange))
     }
 }
 
@@ -269,16 +290,20 @@ fn client_fault(fault: ClientFault, config: &Config) -> Rejection {
 /// Why there is no answer.
 enum Failed {
     NoPod(String),
+    /// The pod's protocol has no way to say what the client said.
+    Unsayable(Rejection),
     Send(SendError),
 }
 
-/// Sends the request; it is only lent, because a future that is small is cheap to move.
+/// Sends the request; its body is only lent, because a future that is small is cheap to move.
 async fn send(
     target: &Target,
     config: &Config,
-    request: &mut Option<Request<RequestBody>>,
+    head: Outgoing<'_>,
+    body: &mut Option<RequestBody>,
+    upgrade: Option<&Upgrade>,
     exchange: &mut Exchange,
-) -> Result<Response<Inbound>, Failed> {
+) -> Result<Response, Failed> {
     // What is rare is boxed, for the same reason.
     let conn = match target.pool.ready(config) {
         Some(conn) => conn,
@@ -286,11 +311,11 @@ async fn send(
             .await
             .map_err(|error| Failed::NoPod(error.to_string()))?,
     };
-    let Some(request) = request.take() else {
+    let Some(body) = body.take() else {
         return Err(Failed::NoPod("the request was sent already".to_owned()));
     };
     exchange.carried_by(Rc::clone(&conn));
-    let sending = conn.send(request).map_err(Failed::Send)?;
+    let sending = conn.send(head, body, upgrade).map_err(Failed::Unsayable)?;
     sending.await.map_err(Failed::Send)
 }
 
@@ -303,12 +328,12 @@ async fn within<F: Future>(deadline: Option<Instant>, future: F) -> Option<F::Ou
 }
 
 /// The newer epoch, when a service refused because it does not own the key (any more).
-fn refused_for(response: &Response<Inbound>, epoch: Epoch) -> Option<Epoch> {
+fn refused_for(response: &Response, epoch: Epoch) -> Option<Epoch> {
     const FAILED_PRECONDITION: &[u8] = b"9";
-    let headers = response.headers();
-    if headers.get("grpc-status")?.as_bytes() != FAILED_PRECONDITION {
+    let head = &response.head;
+    if head.get(token::GRPC_STATUS)? != FAILED_PRECONDITION {
         return None;
     }
-    let newer = Epoch(headers.get(EPOCH)?.to_str().ok()?.parse().ok()?);
+    let newer = Epoch(head::text(head.get(token::X_TITAN_EPOCH)?)?.parse().ok()?);
     (newer > epoch).then_some(newer)
 }

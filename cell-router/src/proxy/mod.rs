@@ -1,41 +1,48 @@
 //! The way of one request: whose key, which cell, may it go there, send, and once more when that is safe.
 
+mod anonymous;
 mod forward;
-mod head;
+mod pipe;
 mod route;
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response};
-use http_body::Body as _;
 use route::Route;
+use titan_http2::hpack::Block;
 use titan_routing::Key;
 
-use crate::body::ResponseBody;
+use crate::body::Body as _;
+use crate::body::answer::Answer;
 use crate::config::Protocol;
 use crate::exchange::{Described, Exchange};
 use crate::identity::{Claim, Peer};
 use crate::inbound::Inbound;
 use crate::rejection::{Reason, Rejection};
-use crate::upgrade;
+use crate::upgrade::{self, Upgrade};
 use crate::worker::{View, Worker};
-use crate::{deadline, headers};
+use crate::{deadline, head};
+
+/// A request of a client.
+pub struct Request {
+    /// Its head.
+    pub head: Block,
+    /// Its body.
+    pub body: Inbound,
+    /// That the client wants its connection to become something else.
+    pub upgrade: Option<Upgrade>,
+}
 
 /// Answers a request.
-pub async fn handle(
-    worker: Rc<Worker>,
-    peer: Rc<Peer>,
-    request: Request<Inbound>,
-) -> Response<ResponseBody> {
-    let grpc = headers::is_grpc(request.headers());
+pub async fn handle(worker: Rc<Worker>, peer: Rc<Peer>, request: Request) -> Answer {
+    let grpc = head::is_grpc(&request.head);
     let outcome = match Passage::new(worker.clone(), &peer, grpc, request) {
         Ok(mut passage) => passage.run().await,
         Err(rejection) => Err(rejection),
     };
     outcome.unwrap_or_else(|rejection| {
         worker.metrics.rejected(rejection.reason);
-        rejection.response(grpc)
+        Answer::of(&rejection, grpc)
     })
 }
 
@@ -55,7 +62,7 @@ fn log_rejection(worker: &Worker, described: impl FnOnce() -> Described, rejecti
     tracing::info!(
         target: "access",
         reason = rejection.reason.as_str(),
-        method = described.method.as_str(),
+        method = described.method,
         path = described.path,
         key = described.key,
         traceparent = described.traceparent,
@@ -64,13 +71,13 @@ fn log_rejection(worker: &Worker, described: impl FnOnce() -> Described, rejecti
     );
 }
 
-fn describe(head: &http::request::Parts, key: Option<Key>) -> Described {
-    let traceparent = head.headers.get("traceparent");
+fn describe(head: &Block, key: Option<Key>) -> Described {
+    let traceparent = head.get(titan_http2::hpack::token::TRACEPARENT);
     Described {
-        method: head.method.clone(),
-        path: head.uri.path().to_owned(),
+        method: head::method(head).to_owned(),
+        path: head::path(head).to_owned(),
         key: key.map(Key::get),
-        traceparent: traceparent.and_then(|value| Some(value.to_str().ok()?.to_owned())),
+        traceparent: traceparent.and_then(head::text).map(str::to_owned),
         error: None,
     }
 }
@@ -89,7 +96,7 @@ impl Wish {
         view: &View,
         peer: &Peer,
         grpc: bool,
-        head: &http::request::Parts,
+        head: &Block,
         body: &Inbound,
     ) -> Result<Self, Rejection> {
         let config = &view.config;
@@ -101,34 +108,30 @@ impl Wish {
                 "the router is short of memory or has too many requests under way; try again in a moment",
             ));
         }
-        if head.method == Method::CONNECT {
+        if head::method(head) == "CONNECT" {
             return Err(Rejection::new(
                 Reason::BadRequest,
                 "CONNECT is not served: a WebSocket is opened over HTTP/1.1, with `upgrade`",
             ));
         }
-        let host = headers::host(&head.headers);
-        let service = view.services.find(&head.uri, host).ok_or_else(|| {
+        let path = head::path(head);
+        let service = view.services.find(path, head::host(head)).ok_or_else(|| {
             Rejection::new(
                 Reason::UnknownService,
                 format!(
                     "no service for `{}`: the router knows paths `/titan.<service>.v1...` and hosts `<service>.<anything>` of {} services",
-                    head.uri.path(),
+                    path,
                     view.services.len()
                 ),
             )
         })?;
         let limit = config.limits.body_bytes;
-        if limit > 0 && body.size_hint().lower() > limit {
+        if limit > 0 && body.length().is_some_and(|length| length > limit) {
             return Err(Rejection::too_large(limit));
         }
         let identity = &worker.shared.identity;
-        let claim = identity.claim(config, view.table.mode(), peer, &head.headers)?;
-        let of_client = if grpc {
-            deadline::of(&head.headers)?
-        } else {
-            None
-        };
+        let claim = identity.claim(config, view.table.mode(), peer, head)?;
+        let of_client = if grpc { deadline::of(head)? } else { None };
         Ok(Wish {
             service,
             claim,
@@ -155,8 +158,9 @@ struct Passage {
     key: Option<Key>,
     /// Chooses the cell of an anonymous request.
     anonymous_hash: u64,
-    head: http::request::Parts,
+    head: Block,
     body: Option<Inbound>,
+    upgrade: Option<Upgrade>,
 }
 
 impl Passage {
@@ -164,20 +168,23 @@ impl Passage {
         worker: Rc<Worker>,
         peer: &Peer,
         grpc: bool,
-        request: Request<Inbound>,
+        request: Request,
     ) -> Result<Self, Rejection> {
         let started = Instant::now();
         let view = worker.view();
-        let (mut head, body) = request.into_parts();
+        let Request {
+            mut head,
+            body,
+            upgrade,
+        } = request;
         let wish =
             Wish::read(&worker, &view, peer, grpc, &head, &body).inspect_err(|rejection| {
                 log_rejection(&worker, || describe(&head, None), rejection);
             })?;
         let of_client = wish.of_client;
         let deadline = deadline::effective(of_client, &view.config.limits);
-        upgrade::remember(&mut head);
-        headers::clean_request(&mut head.headers, head.version);
-        headers::trace(&mut head.headers);
+        head::clean_request(&mut head);
+        head::trace(&mut head);
         Ok(Passage {
             grpc,
             started,
@@ -188,17 +195,21 @@ impl Passage {
             service: wish.service,
             claim: wish.claim,
             key: None,
-            anonymous_hash: headers::hash_ip(peer.ip),
+            anonymous_hash: anonymous::hash_ip(peer.ip),
             head,
             body: Some(body),
+            upgrade,
             worker,
         })
     }
 
-    async fn run(&mut self) -> Result<Response<ResponseBody>, Rejection> {
+    async fn run(&mut self) -> Result<Answer, Rejection> {
         let mut route = self.find_route().await.inspect_err(|rejection| {
             log_rejection(&self.worker, || self.describe(), rejection);
         })?;
+        if matches!(self.body, Some(Inbound::H1(_))) {
+            upgrade::strip_token(&mut self.head);
+        }
         let mut exchange = self.exchange(&mut route);
         let view = self.worker.view();
         if self.worker.samples(&view.config.access_log) {
@@ -213,8 +224,10 @@ impl Passage {
                 "the request has no body",
             ));
         };
-        if route.target.pool.protocol() == Protocol::H1 && headers::wants_upgrade(&self.head) {
-            return Box::pin(self.upgrade(route, exchange, body)).await;
+        if route.target.pool.protocol() == Protocol::H1
+            && let Some(upgrade) = self.upgrade.take()
+        {
+            return Box::pin(self.upgrade(route, exchange, body, upgrade)).await;
         }
         self.forward(route, exchange, body).await
     }
@@ -227,7 +240,7 @@ impl Passage {
             Claim::UnknownKey => {
                 let identity = &self.worker.shared.identity;
                 let mode = view.table.mode();
-                let key = identity.claim_with_newer_keys(&view.config, mode, &self.head.headers);
+                let key = identity.claim_with_newer_keys(&view.config, mode, &self.head);
                 let key = Box::pin(key).await?;
                 view = self.worker.view();
                 self.asked = Some(Instant::now());

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use titan_routing::{AssignmentState, Epoch};
 
-use super::Passage;
-use crate::headers;
+use super::{Passage, anonymous};
+use crate::inbound::STREAM_WINDOW;
 use crate::rejection::{Reason, Rejection};
 use crate::upstream::{Probe, Target};
 use crate::worker::{View, Worker};
@@ -109,7 +109,7 @@ impl Passage {
         let mut seed = self.anonymous_hash;
         let mut refused = None;
         for _ in 0..CELLS_TRIED {
-            let Some(cell) = headers::jump_hash(seed, cells.len()).and_then(|at| cells.get(at))
+            let Some(cell) = anonymous::jump_hash(seed, cells.len()).and_then(|at| cells.get(at))
             else {
                 break;
             };
@@ -223,7 +223,7 @@ impl Held {
         let hold = &view.config.hold;
         let mut held = worker.held.borrow_mut();
         // What is taken in of a body while it waits is at most a window of 64 KiB.
-        let bytes: usize = held.values().sum::<usize>() * crate::listener::STREAM_WINDOW;
+        let bytes: usize = held.values().sum::<usize>() * STREAM_WINDOW;
         let count = held.get(&first).copied().unwrap_or_default();
         if count >= hold.max_requests || bytes >= hold.max_bytes {
             return None;

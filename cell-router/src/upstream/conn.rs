@@ -5,23 +5,31 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::Body as _;
+use http::StatusCode;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use titan_http2::Limits;
 use tokio::net::TcpStream;
+use tokio::sync::futures::OwnedNotified;
 
 use super::pool::Pod;
-use crate::body::{BoxError, RequestBody};
+use crate::body::request::RequestBody;
+use crate::body::{Body as _, BoxError};
 use crate::config::{Config, Protocol};
-use crate::inbound::{Inbound, Upload};
-use crate::keepalive::KeepAlive;
+use crate::h1;
+use crate::http2::{Broken, Driver, KeepAlive, Link, Receiver};
+use crate::inbound::{Inbound, Response, Upload};
 use crate::outbound::Outbound;
+use crate::outgoing::Outgoing;
+use crate::rejection::Rejection;
+use crate::upgrade::Upgrade;
 
+/// A pod that does not answer a ping for so long is gone.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
 /// How much of one answer is taken in before the client takes it.
 const STREAM_WINDOW: u32 = 128 * 1024;
 /// The same of all answers of a connection: enough that clients that take nothing do not stop the answers of others
@@ -29,8 +37,8 @@ const STREAM_WINDOW: u32 = 128 * 1024;
 const CONNECTION_WINDOW: u32 = 512 * STREAM_WINDOW;
 
 enum Sender {
-    H2(RefCell<h2::client::SendRequest<Bytes>>),
-    H1(RefCell<http1::SendRequest<RequestBody>>),
+    H2(Rc<Link>),
+    H1(RefCell<http1::SendRequest<h1::Sent<RequestBody>>>),
 }
 
 /// A connection and what it carries.
@@ -59,17 +67,15 @@ impl SendError {
         if self.unsent.is_some() {
             return true;
         }
-        self.error.downcast_ref::<h2::Error>().is_some_and(|error| {
-            (error.is_go_away() && error.is_remote())
-                || error.reason() == Some(h2::Reason::REFUSED_STREAM)
-        })
+        let broken = self.error.downcast_ref::<Broken>();
+        broken.is_some_and(|broken| broken.not_processed())
     }
 
     /// Whether a good pod would have taken it. One that leaves says GOAWAY, and a connection may have ended before.
     #[must_use]
     pub fn is_the_pods_fault(&self) -> bool {
-        let leaves = |error: &h2::Error| error.is_go_away() && error.is_remote();
-        self.unsent.is_none() && !self.error.downcast_ref::<h2::Error>().is_some_and(leaves)
+        let leaves = |broken: &Broken| *broken == Broken::Unprocessed;
+        self.unsent.is_none() && !self.error.downcast_ref::<Broken>().is_some_and(leaves)
     }
 }
 
@@ -88,7 +94,7 @@ impl Conn {
             .map_err(|error| format!("no connection to {address}: {error}"))?;
         let _ = stream.set_nodelay(true);
         let conn = match protocol {
-            Protocol::H2 => Self::handshake_h2(pod, address, stream, config).await?,
+            Protocol::H2 => Self::h2(pod, address, stream, config),
             Protocol::H1 => {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream))
                     .await
@@ -108,52 +114,30 @@ impl Conn {
         Ok(conn)
     }
 
-    async fn handshake_h2(
-        pod: &Rc<Pod>,
-        address: SocketAddr,
-        stream: TcpStream,
-        config: &Config,
-    ) -> Result<Rc<Conn>, String> {
-        let (sender, mut connection) = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(64 * 1024)
-            .initial_max_send_streams(100)
-            .max_send_buffer_size(128 * 1024)
-            .handshake(stream)
-            .await
-            .map_err(|error| format!("handshake with {address} failed: {error}"))?;
-        let mut keepalive = connection.ping_pong().map(|pings| {
-            KeepAlive::new(pings, config.upstream.keep_alive.0, Duration::from_secs(5))
+    fn h2(pod: &Rc<Pod>, address: SocketAddr, stream: TcpStream, config: &Config) -> Rc<Conn> {
+        let link = Link::client(Limits {
+            streams: 0,
+            header_bytes: 64 * 1024,
+            stream_window: STREAM_WINDOW,
+            window: CONNECTION_WINDOW,
         });
-        let conn = Self::new(Sender::H2(RefCell::new(sender)), pod);
-        // Weak: a connection that nobody holds any more closes by itself.
+        let keepalive = KeepAlive::new(config.upstream.keep_alive.0, PING_PATIENCE);
+        let mut driver = Driver::new(&link, stream, keepalive);
+        let conn = Self::new(Sender::H2(link), pod);
         let watched = Rc::downgrade(&conn);
         tokio::task::spawn_local(async move {
-            let ended = poll_fn(|context| {
+            let lost = poll_fn(|context| {
                 let busy = || watched.upgrade().is_some_and(|conn| conn.in_flight() > 0);
-                let gone = keepalive
-                    .as_mut()
-                    .is_some_and(|keepalive| keepalive.poll_gone(context, busy).is_ready());
-                if gone {
-                    return Poll::Ready(None);
-                }
-                Pin::new(&mut connection).poll(context).map(Some)
+                // Nothing is begun by a server.
+                driver.poll(context, &mut |_, _, _| {}, busy)
             })
             .await;
-            match ended {
-                Some(Ok(())) => {}
-                Some(Err(error)) => tracing::debug!(%address, %error, "connection to a pod ended"),
-                None => tracing::debug!(%address, "a pod does not answer pings"),
-            }
-            // Before the streams hear of it, so that they do not try this one again.
+            tracing::debug!(%address, %lost, "a connection to a pod ended");
             if let Some(conn) = watched.upgrade() {
                 conn.close();
             }
-            drop(connection);
         });
-        Ok(conn)
+        conn
     }
 
     fn new(sender: Sender, pod: &Rc<Pod>) -> Rc<Self> {
@@ -178,12 +162,7 @@ impl Conn {
     pub fn is_open(&self) -> bool {
         !self.closed.get()
             && match &self.sender {
-                Sender::H2(sender) => {
-                    // Never pending: requests are sent by clones of it.
-                    let mut nobody = Context::from_waker(Waker::noop());
-                    let ready = sender.borrow_mut().poll_ready(&mut nobody);
-                    !matches!(ready, Poll::Ready(Err(_)))
-                }
+                Sender::H2(link) => link.is_open(),
                 Sender::H1(sender) => !sender.borrow().is_closed(),
             }
     }
@@ -248,48 +227,62 @@ impl Conn {
     /// Sends a request; what it returns waits for the head of the answer.
     ///
     /// # Errors
-    /// When the connection broke before.
-    pub fn send(&self, request: Request<RequestBody>) -> Result<Sending, SendError> {
-        match &self.sender {
-            Sender::H2(sender) => {
-                let sender = sender.borrow().clone();
-                send_h2(sender, request)
-            }
+    /// When the pod's protocol has no way to say it.
+    pub fn send<'a>(
+        &'a self,
+        head: Outgoing<'a>,
+        body: RequestBody,
+        upgrade: Option<&Upgrade>,
+    ) -> Result<Sending<'a>, Rejection> {
+        Ok(match &self.sender {
+            Sender::H2(link) => Sending::H2(Stage::Opening {
+                link,
+                head,
+                body: Some(body),
+                room: None,
+            }),
             Sender::H1(sender) => {
+                let mut request = h1::request_to(&head, h1::Sent(body))?;
+                if let Some(upgrade) = upgrade {
+                    upgrade.ask(&mut request);
+                }
                 let sending = sender.borrow_mut().try_send_request(request);
-                Ok(Sending::H1(Box::pin(async move {
-                    let response = sending.await.map_err(|mut error| SendError {
-                        unsent: error
-                            .take_message()
-                            .map(|request| Box::new(request.into_body())),
-                        error: error.into_error().into(),
-                    })?;
-                    Ok(response.map(Inbound::H1))
-                })))
+                Sending::H1(Box::pin(answered_h1(sending)))
             }
+        })
+    }
+}
+
+async fn answered_h1(
+    sending: impl Future<Output = Result<http::Response<Incoming>, Unsent>>,
+) -> Answered {
+    let mut response = sending.await.map_err(|mut error| SendError {
+        unsent: error
+            .take_message()
+            .map(|request| Box::new(request.into_body().0)),
+        error: error.into_error().into(),
+    })?;
+    let taken = (response.status() == StatusCode::SWITCHING_PROTOCOLS)
+        .then(|| hyper::upgrade::on(&mut response));
+    let (mut parts, body) = response.into_parts();
+    Ok(Response {
+        head: h1::answer_from(&mut parts),
+        body: Inbound::H1(body),
+        taken,
+    })
+}
+
+/// A connection that nobody holds any more closes.
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if let Sender::H2(link) = &self.sender {
+            link.drain();
         }
     }
 }
 
-fn send_h2(
-    mut sender: h2::client::SendRequest<Bytes>,
-    request: Request<RequestBody>,
-) -> Result<Sending, SendError> {
-    let (head, body) = request.into_parts();
-    let ends = body.is_end_stream();
-    match sender.send_request(Request::from_parts(head, ()), ends) {
-        Ok((response, stream)) => Ok(Sending::H2 {
-            response,
-            upload: (!ends).then(|| Outbound::new(body, stream)),
-        }),
-        Err(error) => Err(SendError {
-            error: error.into(),
-            unsent: Some(Box::new(body)),
-        }),
-    }
-}
-
-type Answered = Result<Response<Inbound>, SendError>;
+type Answered = Result<Response, SendError>;
+type Unsent = hyper::client::conn::TrySendError<http::Request<h1::Sent<RequestBody>>>;
 
 /// A request under way. Sends its body and waits for the head of the answer; what is left of the body then goes on
 /// beside it.
@@ -297,33 +290,95 @@ type Answered = Result<Response<Inbound>, SendError>;
     clippy::large_enum_variant,
     reason = "almost all requests are of the large kind"
 )]
-pub enum Sending {
+pub enum Sending<'a> {
     /// Over HTTP/1.1.
-    H1(Pin<Box<dyn Future<Output = Answered>>>),
+    H1(Pin<Box<dyn Future<Output = Answered> + 'a>>),
     /// Over HTTP/2.
-    H2 {
-        /// The head of the answer to be.
-        response: h2::client::ResponseFuture,
+    H2(Stage<'a>),
+}
+
+/// How far a request over HTTP/2 came.
+pub enum Stage<'a> {
+    /// It waits until the pod takes it, which it almost always does at once.
+    Opening {
+        /// Over this connection.
+        link: &'a Rc<Link>,
+        /// Its head.
+        head: Outgoing<'a>,
+        /// Its body.
+        body: Option<RequestBody>,
+        /// For the pod to take one more.
+        room: Option<Pin<Box<OwnedNotified>>>,
+    },
+    /// It waits for the head of the answer.
+    Sent {
+        /// The answer.
+        answer: Option<Receiver>,
         /// The body, until it is sent.
         upload: Option<Outbound<RequestBody>>,
     },
 }
 
-impl Future for Sending {
+impl Future for Sending<'_> {
     type Output = Answered;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answered> {
-        let (response, upload) = match self.get_mut() {
-            Sending::H1(sending) => return sending.as_mut().poll(context),
-            Sending::H2 { response, upload } => (response, upload),
+        match self.get_mut() {
+            Sending::H1(sending) => sending.as_mut().poll(context),
+            Sending::H2(stage) => stage.poll(context),
+        }
+    }
+}
+
+impl Stage<'_> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answered> {
+        if let Stage::Opening {
+            link,
+            head,
+            body,
+            room,
+        } = self
+        {
+            let end = body.as_ref().is_none_or(RequestBody::is_end);
+            let opened = loop {
+                if let Some(waited) = room {
+                    ready!(waited.as_mut().poll(context));
+                }
+                match link.open(end, |encoder, out| head.write(encoder, out)) {
+                    Ok(None) => *room = Some(Box::pin(link.room())),
+                    Ok(Some(opened)) => break Ok(opened),
+                    Err(broken) => break Err(broken),
+                }
+            };
+            let body = body.take();
+            let (answer, sender) = match opened {
+                Ok(stream) => stream,
+                Err(broken) => {
+                    return Poll::Ready(Err(SendError {
+                        error: broken.into(),
+                        unsent: body.map(Box::new),
+                    }));
+                }
+            };
+            let upload = body.filter(|_| !end);
+            *self = Stage::Sent {
+                answer: Some(answer),
+                upload: upload.map(|body| Outbound::new(body, sender)),
+            };
+        }
+        let Stage::Sent { answer, upload } = self else {
+            return Poll::Pending;
         };
         if let Some(body) = upload
             && Pin::new(body).poll(context).is_ready()
         {
             *upload = None;
         }
-        let response = ready!(Pin::new(response).poll(context)).map_err(|error| SendError {
-            error: error.into(),
+        let Some(waiting) = answer else {
+            return Poll::Pending;
+        };
+        let head = ready!(waiting.poll_head(context)).map_err(|broken| SendError {
+            error: broken.into(),
             unsent: None,
         })?;
         let upload = upload.take().map(|rest| {
@@ -333,8 +388,14 @@ impl Future for Sending {
                 }
             })
         });
-        let (head, receive) = response.into_parts();
-        let body = Inbound::answer(receive, &head.headers, upload);
-        Poll::Ready(Ok(Response::from_parts(head, body)))
+        let Some(answer) = answer.take() else {
+            return Poll::Pending;
+        };
+        let body = Inbound::h2(answer, &head, upload);
+        Poll::Ready(Ok(Response {
+            head,
+            body,
+            taken: None,
+        }))
     }
 }

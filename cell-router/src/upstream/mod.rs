@@ -1,14 +1,12 @@
 //! The way to the pods: names, addresses, connections, and the choice between them.
 
 mod conn;
-mod dns;
 mod pool;
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 pub use conn::{Conn, SendError, Sending};
-pub use dns::{Addresses, Resolver};
 pub use pool::{Pool, PoolError};
 
 use crate::metrics::{Counter, PairMetrics};

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::conn::Conn;
-use super::dns::{Addresses, Resolver};
 use crate::config::{Config, Protocol};
+use crate::dns::{Addresses, Resolver};
 use crate::metrics::ThreadMetrics;
 use crate::shared::Clock;
 
