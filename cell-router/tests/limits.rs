@@ -267,6 +267,27 @@ async fn refusals_do_not_end_the_connection() {
     while next_frame(&mut stream).await.0 != 6 {}
 }
 
+/// Clients may cancel as much as they like: what is cancelled as soon as it is asked costs the cells nothing.
+#[tokio::test]
+async fn requests_that_are_reset_at_once_reach_no_cell() {
+    let a = pod("a").await;
+    let router = router(narrow(), Some(&one_cell(&a))).await;
+    let good = Client::connect(router.listen).await;
+    assert_eq!(good.get(5).await.pod(), "a");
+    let mut all = PREFACE.to_vec();
+    for id in (0..300).map(|index| index * 2 + 1) {
+        all.extend(frame(1, 0x5, id, &headers()));
+        all.extend(frame(3, 0, id, &8_u32.to_be_bytes()));
+    }
+    all.extend(frame(6, 0, 0, b"are-you?"));
+    let mut stream = TcpStream::connect(router.listen).await.unwrap();
+    stream.write_all(&all).await.unwrap();
+    while next_frame(&mut stream).await.0 != 6 {}
+    assert_eq!(good.get(5).await.pod(), "a");
+    // Those whose reset was in the next packet may.
+    assert!(a.requests() < 10, "{} requests", a.requests());
+}
+
 /// The type and the stream of the next frame.
 async fn next_frame(stream: &mut TcpStream) -> (u8, u32) {
     let read = async {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use titan_http2::hpack::Block;
 use titan_http2::{Code, Limits};
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::*;
@@ -285,6 +285,41 @@ async fn a_client_that_is_let_go_closes_its_connection() {
         link.drain();
         assert_eq!(ended.await.unwrap(), Lost::Here);
         assert_eq!(server.await.unwrap(), 1);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+/// What a client still says when the server is done must find somebody, or it hears a reset instead of its last answer.
+#[tokio::test]
+async fn a_server_that_leaves_waits_for_its_client_to_close() {
+    const PING: usize = 8;
+    let test = async {
+        let (mut peer, there) = tokio::io::duplex(1 << 16);
+        let (link, ended) = serve(there, |_, _, _| async {});
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        peer.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .unwrap();
+        peer.write_all(&settings).await.unwrap();
+        link.drain();
+        // Its last frame before it waits is a ping; the answer to it lets it go.
+        let mut said = Vec::new();
+        while !said.ends_with(b"draining") {
+            said.push(peer.read_u8().await.unwrap());
+        }
+        let mut pong = vec![0, 0, 8, 6, 1, 0, 0, 0, 0];
+        pong.extend_from_slice(&said[said.len() - PING..]);
+        peer.write_all(&pong).await.unwrap();
+        let end = peer.read_to_end(&mut said);
+        tokio::time::timeout(Duration::from_secs(10), end)
+            .await
+            .unwrap()
+            .unwrap();
+        peer.write_all(&settings).await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(!ended.is_finished(), "nobody hears the client any more");
+        drop(peer);
+        assert_eq!(ended.await.unwrap(), Lost::Here);
     };
     LocalSet::new().run_until(test).await;
 }
