@@ -97,13 +97,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         wanted: impl Fn() -> bool,
     ) -> Poll<Lost> {
         self.link.begin(context.waker());
-        if self
-            .keepalive
-            .poll_gone(context, &self.link, wanted)
-            .is_ready()
-        {
-            return Poll::Ready(Lost::Silent);
-        }
         let seconds = self.started.elapsed().as_secs();
         self.link.connection.borrow_mut().tick(seconds);
         let mut turns = 0;
@@ -118,6 +111,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Ready(Err(lost)) => return Poll::Ready(lost),
                 Poll::Pending => break,
             }
+        }
+        // After reading: the answer may have waited for as long as this process was not run.
+        let gone = self.keepalive.poll_gone(context, &self.link, wanted);
+        if gone.is_ready() {
+            return Poll::Ready(Lost::Silent);
         }
         let stuck = !self.link.connection.borrow().may_read();
         if let Some((lost, alarm)) = &mut self.ending
