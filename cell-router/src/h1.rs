@@ -35,7 +35,7 @@ pub fn request_from(parts: &mut request::Parts) -> Block {
         .path_and_query()
         .map_or("/", |target| target.as_str());
     head.push(b":path", target.as_bytes());
-    push_all(&mut head, &parts.headers);
+    head.extend(&parts.headers);
     head
 }
 
@@ -47,22 +47,14 @@ pub fn answer_from(parts: &mut response::Parts) -> Block {
         strip_hop_by_hop(&mut parts.headers);
     }
     let mut head = head::own(parts.status);
-    push_all(&mut head, &parts.headers);
+    head.extend(&parts.headers);
     head
 }
 
 /// The fields of a map.
 #[must_use]
 pub fn fields_from(map: &HeaderMap) -> Block {
-    let mut fields = Block::default();
-    push_all(&mut fields, map);
-    fields
-}
-
-fn push_all(block: &mut Block, map: &HeaderMap) {
-    for (name, value) in map {
-        block.push(name.as_str().as_bytes(), value.as_bytes());
-    }
+    map.iter().collect()
 }
 
 /// A request as a pod gets it.
@@ -248,14 +240,12 @@ mod tests {
     #[test]
     fn cookies_are_joined_and_other_fields_kept_apart() {
         let mut block = head::own(http::StatusCode::OK);
-        for (name, value) in [
+        block.extend([
             ("cookie", "a=1"),
             ("set-cookie", "x"),
             ("cookie", "b=2"),
             ("set-cookie", "y"),
-        ] {
-            block.push(name.as_bytes(), value.as_bytes());
-        }
+        ]);
         let map = fields_to(&block);
         assert_eq!(
             map.get_all("cookie").iter().collect::<Vec<_>>(),

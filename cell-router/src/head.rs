@@ -104,14 +104,6 @@ fn hex(out: &mut [u8], mut value: u128) {
 mod tests {
     use super::*;
 
-    fn block(fields: &[(&str, &str)]) -> Block {
-        let mut block = Block::default();
-        for (name, value) in fields {
-            block.push(name.as_bytes(), value.as_bytes());
-        }
-        block
-    }
-
     fn names(block: &Block) -> Vec<&str> {
         let fields = block.fields().iter();
         fields
@@ -121,7 +113,7 @@ mod tests {
 
     #[test]
     fn clients_cannot_speak_for_the_router() {
-        let mut head = block(&[
+        let mut head = Block::from_iter([
             ("x-titan-key", "1"),
             ("x-titan-epoch", "1"),
             ("x-other", "3"),

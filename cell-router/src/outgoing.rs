@@ -65,17 +65,9 @@ mod tests {
     use super::*;
     use crate::head::text;
 
-    fn block(fields: &[(&str, &str)]) -> Block {
-        let mut block = Block::default();
-        for (name, value) in fields {
-            block.push(name.as_bytes(), value.as_bytes());
-        }
-        block
-    }
-
     #[test]
     fn a_cell_gets_what_the_client_said_and_what_the_router_says() {
-        let head = block(&[(":method", "POST"), ("grpc-timeout", "9S"), ("a", "b")]);
+        let head = Block::from_iter([(":method", "POST"), ("grpc-timeout", "9S"), ("a", "b")]);
         let mut outgoing = Outgoing {
             head: &head,
             key: Some(Key::new(42).unwrap()),

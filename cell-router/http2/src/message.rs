@@ -164,12 +164,8 @@ mod tests {
     use super::*;
 
     fn block(text: &str) -> Block {
-        let mut block = Block::default();
-        for line in text.split(", ").filter(|line| !line.is_empty()) {
-            let (name, value) = line.split_once('=').unwrap();
-            block.push(name.as_bytes(), value.as_bytes());
-        }
-        block
+        let lines = text.split(", ").filter(|line| !line.is_empty());
+        lines.map(|line| line.split_once('=').unwrap()).collect()
     }
 
     #[test]

@@ -160,13 +160,13 @@ impl CellBody {
 }
 
 fn deadline_exceeded() -> Block {
-    let mut trailers = Block::default();
-    trailers.push(b"grpc-status", b"4");
-    trailers.push(
-        b"grpc-message",
-        b"the deadline passed before the answer was complete",
-    );
-    trailers
+    Block::from_iter([
+        ("grpc-status", "4"),
+        (
+            "grpc-message",
+            "the deadline passed before the answer was complete",
+        ),
+    ])
 }
 
 impl Body for ResponseBody {

@@ -43,6 +43,14 @@ const SLACK: usize = 64 * 1024;
 /// How many streams we may have under way before a server says so (RFC 9113, section 6.5.2, recommends to allow 100).
 const FIRST_STREAMS: usize = 100;
 
+/// An update of a window below so many bytes is an idle frame: a peer that opens its windows byte by byte makes us send
+/// frames of a byte ("data dribble", CVE-2019-9511).
+const DRIBBLE: usize = 64;
+/// The payload of pings that ask whether the peer is there.
+const PROBE: [u8; 8] = *b"anybody?";
+/// The payload of the ping behind the first GOAWAY.
+const DRAINING: [u8; 8] = *b"draining";
+
 /// Which end of the connection it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

@@ -1,17 +1,13 @@
 //! What is read: frames, and what they mean.
 
 use super::streams::{Past, StreamKey};
-use super::writing::{DRAINING, PROBE};
-use super::{Connection, Event, Leaving, Role};
+use super::{Connection, DRAINING, DRIBBLE, Event, Leaving, PROBE, Role};
 use crate::frame::{
     self, Code, DEFAULT_WINDOW, HEADER_BYTES, Header, MAX_31_BITS, MAX_PAYLOAD, PREFACE, flag,
     kind, setting,
 };
 use crate::hpack::Block;
 
-/// An update of a window below so many bytes is an idle frame: a peer that opens its windows byte by byte makes us send
-/// frames of a byte ("data dribble", CVE-2019-9511).
-pub(super) const DRIBBLE: usize = 64;
 /// How many parameters of SETTINGS take as much work as an idle frame.
 const SETTINGS_AT_ONCE: usize = 8;
 

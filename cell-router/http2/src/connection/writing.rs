@@ -2,16 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::reading::DRIBBLE;
 use super::streams::{KEPT, StreamKey};
-use super::{Connection, Leaving, ROOM, Role};
+use super::{Connection, DRAINING, DRIBBLE, Leaving, PROBE, ROOM, Role};
 use crate::frame::{self, Code, HEADER_BYTES, Header, MAX_31_BITS, MAX_PAYLOAD, flag, kind};
 use crate::hpack::Encoder;
 
-/// The payload of pings that ask whether the peer is there.
-pub(super) const PROBE: [u8; 8] = *b"anybody?";
-/// The payload of the ping behind the first GOAWAY.
-pub(super) const DRAINING: [u8; 8] = *b"draining";
 /// What a head is expected to take, in bytes.
 const HEAD: usize = 512;
 

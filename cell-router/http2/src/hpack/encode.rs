@@ -117,7 +117,7 @@ impl Encoder {
         } else if field.whole != 0 {
             out.push(0x80 | field.whole);
         } else if is_unique(field.token) {
-            self.unique(field.token, value, out);
+            self.unique(field.token, name, value, out);
         } else {
             self.habit(field.token, name, value, field.hash, out);
         }
@@ -129,7 +129,7 @@ impl Encoder {
     pub fn pair(&mut self, name: &[u8], value: &[u8], unique: bool, out: &mut Vec<u8>) {
         let token = fixed::token_of(name);
         if is_unique(token) {
-            return self.unique(token, value, out);
+            return self.unique(token, name, value, out);
         }
         if unique {
             return self.literal(Literal::NEVER, token, name, value, out);
@@ -140,20 +140,11 @@ impl Encoder {
         }
     }
 
-    /// Writes a field of the caller's own that often has the same value: the one at `field` in `own`.
-    pub fn repeated(&mut self, own: &Block, field: usize, out: &mut Vec<u8>) {
-        if let Some(field) = own.fields.get(field) {
-            let (name, value) = (own.name(field), own.value(field));
-            self.habit(field.token, name, value, field.hash, out);
-        }
-    }
-
     /// Writes a field that hardly comes again, with a name that has a number (not one of the tokens for all others):
     /// a literal, with the name from a table.
     #[inline]
-    pub fn unique(&mut self, token: Token, value: &[u8], out: &mut Vec<u8>) {
+    fn unique(&mut self, token: Token, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
         debug_assert!(!is_open(token), "a token without a name");
-        let name = name_of(token);
         if self.name_index(token) != 0 {
             self.literal(Literal::PLAIN, token, name, value, out);
         } else {
@@ -283,13 +274,6 @@ impl Encoder {
 fn own_name(token: Token) -> Option<usize> {
     let own = usize::from(token).checked_sub(fixed::FIELDS.len() + 1)?;
     (!is_open(token)).then_some(own)
-}
-
-fn name_of(token: Token) -> &'static [u8] {
-    match fixed::FIELDS.get(usize::from(token).wrapping_sub(1)) {
-        Some((name, _)) => name,
-        None => fixed::own_name(token),
-    }
 }
 
 /// Writes an integer after a prefix of so many bits (RFC 7541, section 5.1).

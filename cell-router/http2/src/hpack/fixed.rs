@@ -133,32 +133,6 @@ pub(crate) const FIELDS: [(&[u8], &[u8]); 61] = [
     (b"www-authenticate", b""),
 ];
 
-const OWN: [&[u8]; 15] = [
-    b"te",
-    b"grpc-status",
-    b"grpc-message",
-    b"grpc-timeout",
-    b"grpc-encoding",
-    b"grpc-accept-encoding",
-    b"traceparent",
-    b"tracestate",
-    b"x-titan-key",
-    b"x-titan-epoch",
-    b"connection",
-    b"keep-alive",
-    b"proxy-connection",
-    b"upgrade",
-    b":protocol",
-];
-
-/// The name of a token above the static table.
-#[must_use]
-pub(crate) fn own_name(token: Token) -> &'static [u8] {
-    OWN.get(usize::from(token).wrapping_sub(FIELDS.len() + 1))
-        .copied()
-        .unwrap_or(b"")
-}
-
 /// The token of an entry of the static table.
 #[must_use]
 pub(crate) fn token_of_entry(index: usize) -> Token {
@@ -285,6 +259,25 @@ pub(crate) fn index_of(token: Token, value: &[u8]) -> u8 {
 mod tests {
     use super::*;
 
+    /// The names above the static table, in the order of their tokens.
+    const OWN: [&[u8]; 15] = [
+        b"te",
+        b"grpc-status",
+        b"grpc-message",
+        b"grpc-timeout",
+        b"grpc-encoding",
+        b"grpc-accept-encoding",
+        b"traceparent",
+        b"tracestate",
+        b"x-titan-key",
+        b"x-titan-epoch",
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"upgrade",
+        b":protocol",
+    ];
+
     #[test]
     fn tokens_and_entries_agree() {
         for (at, (name, value)) in FIELDS.iter().enumerate() {
@@ -294,7 +287,7 @@ mod tests {
             assert_eq!(token_of_entry(at + 1), token);
         }
         for name in OWN {
-            assert_eq!(own_name(token_of(name)), name);
+            assert_eq!(OWN[usize::from(token_of(name)) - FIELDS.len() - 1], name);
         }
         assert_eq!(token_of(b"x-titan-anything"), token::X_TITAN_OTHER);
     }

@@ -118,6 +118,22 @@ impl Block {
     }
 }
 
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> Extend<(N, V)> for Block {
+    fn extend<T: IntoIterator<Item = (N, V)>>(&mut self, fields: T) {
+        for (name, value) in fields {
+            self.push(name.as_ref(), value.as_ref());
+        }
+    }
+}
+
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Block {
+    fn from_iter<T: IntoIterator<Item = (N, V)>>(fields: T) -> Self {
+        let mut block = Block::default();
+        block.extend(fields);
+        block
+    }
+}
+
 /// Offsets and lengths are kept in 32 bits: fields are copied a lot.
 fn size(short: u32) -> usize {
     short as usize

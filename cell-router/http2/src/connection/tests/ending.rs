@@ -141,11 +141,7 @@ fn a_client_that_is_drained_begins_no_more() {
 #[test]
 fn a_ping_is_answered_once() {
     let mut peer = Peer::client(LIMITS);
-    assert_eq!(
-        peer.says(&ack(&crate::connection::writing::PROBE)),
-        [],
-        "to nothing"
-    );
+    assert_eq!(peer.says(&ack(&crate::connection::PROBE)), [], "to nothing");
     peer.connection.ping();
     peer.connection.ping();
     let told = peer.told();

@@ -1,7 +1,7 @@
 //! Windows.
 
 use super::*;
-use crate::connection::reading::DRIBBLE;
+use crate::connection::DRIBBLE;
 
 fn first_window(value: u32) -> Vec<u8> {
     settings(&[(setting::INITIAL_WINDOW_SIZE, value)])
