@@ -2,7 +2,8 @@
 //!
 //! A head stays the block that it was decoded into. HTTP/1.1 is translated where it comes in and goes out ([`crate::h1`]).
 
-use http::StatusCode;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Method, StatusCode};
 use titan_http2::hpack::{Block, token};
 
 /// A value as text, if it is.
@@ -39,6 +40,16 @@ pub fn host(head: &Block) -> Option<&str> {
     head.get(token::AUTHORITY)
         .or_else(|| head.get(token::HOST))
         .and_then(text)
+}
+
+/// Whether the method and the parts of the URI are such. Pods refuse what is not, and it would look as if they failed.
+#[must_use]
+pub fn is_well_formed(head: &Block) -> bool {
+    let each = |token, good: fn(&[u8]) -> bool| head.get(token).is_none_or(good);
+    each(token::METHOD, |it| Method::from_bytes(it).is_ok())
+        && each(token::SCHEME, |it| Scheme::try_from(it).is_ok())
+        && each(token::AUTHORITY, |it| Authority::try_from(it).is_ok())
+        && each(token::PATH, |it| PathAndQuery::try_from(it).is_ok())
 }
 
 /// The status of an answer.

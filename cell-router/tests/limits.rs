@@ -288,6 +288,30 @@ async fn requests_that_are_reset_at_once_reach_no_cell() {
     assert!(a.requests() < 10, "{} requests", a.requests());
 }
 
+/// Nothing that a client makes up may look like the failure of a cell, which would open its circuit for everybody.
+#[tokio::test]
+async fn what_pods_would_refuse_is_not_blamed_on_them() {
+    let a = pod("a").await;
+    let router = router(narrow(), Some(&one_cell(&a))).await;
+    let mut stream = TcpStream::connect(router.listen).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    // In place of the last byte of a value, one that no URI has.
+    for (id, value, byte) in [(1, &b"Orders/Get"[..], b'<'), (3, b":authority\x01x", 0xff)] {
+        let mut block = headers();
+        let at = block.windows(value.len()).position(|it| it == value);
+        block[at.unwrap() + value.len() - 1] = byte;
+        stream.write_all(&frame(1, 0x5, id, &block)).await.unwrap();
+        while next_frame(&mut stream).await != (1, id) {}
+    }
+    let page = router.shared.metrics.render(&[]);
+    let told = |reason: &str| {
+        let name = format!("cell_router_rejections_total{{reason=\"{reason}\"}}");
+        let line = page.lines().find_map(|line| line.strip_prefix(&*name));
+        line.map_or("0", str::trim).to_owned()
+    };
+    assert_eq!((&*told("bad-request"), &*told("broken")), ("2", "0"));
+}
+
 /// The type and the stream of the next frame.
 async fn next_frame(stream: &mut TcpStream) -> (u8, u32) {
     let read = async {

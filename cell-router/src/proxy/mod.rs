@@ -108,6 +108,12 @@ impl Wish {
                 "the router is short of memory or has too many requests under way; try again in a moment",
             ));
         }
+        if !head::is_well_formed(head) {
+            return Err(Rejection::new(
+                Reason::BadRequest,
+                "the method, the scheme, the host or the path is not of the form that HTTP gives it",
+            ));
+        }
         if head::method(head) == "CONNECT" {
             return Err(Rejection::new(
                 Reason::BadRequest,
