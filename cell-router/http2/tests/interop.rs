@@ -30,6 +30,9 @@ struct Setup {
     later: Vec<u32>,
 }
 
+/// What h2 takes of small frames that were not read yet: here they are as small as the windows are.
+const SMALL: usize = 1 << 30;
+
 fn setups() -> impl Strategy<Value = Setup> {
     let window = || prop_oneof![100_u32..1_000, 1_000_u32..100_000, Just(65_535)];
     let limits = (1_usize..20, window(), 65_535_u32..200_000).prop_map(
@@ -219,6 +222,7 @@ async fn h2_client(setup: Setup, asks: Vec<Ask>) -> Result<Vec<u8>, Error> {
         .header_table_size(setup.table)
         .max_frame_size(setup.frame)
         .initial_max_send_streams(setup.first)
+        .data_frame_budget(SMALL)
         .handshake::<_, Bytes>(here)
         .await?;
     let (change, mut changes) = tokio::sync::mpsc::unbounded_channel();
@@ -290,7 +294,12 @@ async fn serve(request: Request<RecvStream>, mut answer: h2::server::SendRespons
     }
 }
 
-async fn h2_server(setup: Setup, asks: Vec<Ask>) -> Result<Vec<u8>, Error> {
+async fn h2_server(setup: Setup, mut asks: Vec<Ask>) -> Result<Vec<u8>, Error> {
+    if asks.len() > setup.limits.streams {
+        // h2 counts streams for a while after they ended and may refuse one more. It then takes the trailers of what it
+        // refused for the client's fault, and ends the connection.
+        asks.iter_mut().for_each(|ask| ask.trailers = None);
+    }
     let (here, there) = tokio::io::duplex(setup.wire);
     let count = asks.len();
     let wanted = asks.clone();
@@ -303,7 +312,7 @@ async fn h2_server(setup: Setup, asks: Vec<Ask>) -> Result<Vec<u8>, Error> {
             if !std::mem::replace(&mut pinged, true) {
                 end.connection.ping();
             }
-            // Once the server said how many streams it takes: h2 fails over trailers of those that it refuses.
+            // Once the server said how many streams it takes.
             if end.pongs > 0
                 && let Some(asks) = asks.take()
             {
@@ -322,6 +331,7 @@ async fn h2_server(setup: Setup, asks: Vec<Ask>) -> Result<Vec<u8>, Error> {
         .initial_connection_window_size(setup.window)
         .max_concurrent_streams(u32::try_from(setup.limits.streams)?)
         .max_frame_size(setup.frame)
+        .data_frame_budget(SMALL)
         .handshake::<_, Bytes>(here)
         .await?;
     let mut later = setup.later.into_iter();
