@@ -20,6 +20,9 @@ pub enum ClientFault {
     TooLarge,
 }
 
+/// What a part takes beyond its data.
+const CHUNK: usize = 2 * size_of::<Bytes>();
+
 /// What was read of a request's body, as long as it is small enough to be sent twice, and how the client takes part.
 #[derive(Debug, Default)]
 pub struct Recording {
@@ -50,7 +53,7 @@ impl Recording {
         if self.overflown.get() {
             return;
         }
-        let size = self.size.get() + data.len();
+        let size = self.size.get() + data.len() + CHUNK;
         if size > self.limit {
             self.overflown.set(true);
             self.chunks.borrow_mut().clear();

@@ -159,7 +159,8 @@ impl Link {
         let mut connection = self.connection.borrow_mut();
         let room = connection.allowance(key, data.len());
         let all = room == data.len();
-        if room > 0 || all {
+        // A frame without data that ends nothing says nothing, and peers count them.
+        if room > 0 || (end && all) {
             connection.data(key, &data[..room], end && all);
             drop(connection);
             self.sent(key, end && all);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use titan_http2::hpack::Block;
 use titan_http2::{Code, StreamKey};
 
@@ -67,6 +67,13 @@ impl Broken {
     }
 }
 
+/// Data below this size joins what waits already. Apart from each other, small parts would take many times the memory
+/// that the window speaks of; and pods that take many small frames for an attack (h2 does, and counts those that its
+/// service did not read yet) would end the connection of everybody.
+const SMALL: usize = 256;
+/// What waits grows no further than this by joining.
+const JOINED: usize = 16 * 1024;
+
 /// What came in.
 #[derive(Default)]
 struct Inbox {
@@ -76,6 +83,23 @@ struct Inbox {
     trailers: Option<Block>,
     ended: bool,
     broken: Option<Broken>,
+}
+
+impl Inbox {
+    fn push(&mut self, data: Bytes) {
+        let joins = data.len() < SMALL
+            && self
+                .data
+                .back()
+                .is_some_and(|last| last.len() + data.len() <= JOINED);
+        if joins && let Some(last) = self.data.pop_back() {
+            let mut joined = BytesMut::from(last);
+            joined.extend_from_slice(&data);
+            self.data.push_back(joined.freeze());
+        } else if !data.is_empty() {
+            self.data.push_back(data);
+        }
+    }
 }
 
 /// A stream as its connection and its two handles share it.
@@ -115,9 +139,7 @@ impl Stream {
 
     pub(super) fn came(&self, data: Bytes, end: bool) {
         let mut inbox = self.inbox.borrow_mut();
-        if !data.is_empty() {
-            inbox.data.push_back(data);
-        }
+        inbox.push(data);
         inbox.ended = end;
         wake(&self.receiver);
     }

@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, LocalSet};
 use super::*;
 use crate::body::{Body, BoxError, Part};
 use crate::head;
+use crate::inbound::Inbound;
 use crate::outbound::{Outbound, OutboundError};
 
 const LIMITS: Limits = Limits {
@@ -176,6 +177,75 @@ async fn a_body_that_breaks_resets_the_stream() {
         };
         assert_eq!(error.await.unwrap_err().reason(), Some(h2::Reason::CANCEL));
         assert!(matches!(outcome(&ended).await, Err(OutboundError::Body(_))));
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+/// h2 ends a connection, with all of its streams, after a hundred frames of one byte that its service did not read.
+#[tokio::test]
+async fn many_small_frames_of_a_client_do_not_end_a_pods_connection() {
+    const FRAMES: usize = 3_000;
+    let test = async {
+        let (here, there) = tokio::io::duplex(1 << 20);
+        let sent = Rc::new(Cell::new(false));
+        let pod = tokio::task::spawn_local({
+            let sent = Rc::clone(&sent);
+            async move {
+                let mut connection = h2::server::handshake(there).await.unwrap();
+                let (request, _respond) = connection.accept().await.unwrap().unwrap();
+                let ended = tokio::task::spawn_local(async move {
+                    while let Some(next) = connection.accept().await {
+                        next?;
+                    }
+                    Ok::<(), h2::Error>(())
+                });
+                while !sent.get() && !ended.is_finished() {
+                    tokio::task::yield_now().await;
+                }
+                let mut body = request.into_body();
+                let mut size = 0;
+                while let Some(data) = body.data().await {
+                    size += data.unwrap().len();
+                }
+                size
+            }
+        });
+        let to_pod = Link::client(LIMITS);
+        let mut driver = Driver::new(&to_pod, here, KeepAlive::new(NEVER, NEVER));
+        tokio::task::spawn_local(async move {
+            poll_fn(|context| driver.poll(context, &mut |_, _, _| {}, || true)).await
+        });
+        let (mut client, there) = tokio::io::duplex(1 << 20);
+        serve(there, move |head, receiver, _sender| {
+            let (to_pod, sent) = (Rc::clone(&to_pod), Rc::clone(&sent));
+            async move {
+                let body = Inbound::h2(receiver, &head, None);
+                let (_receiver, sender) = to_pod
+                    .open(false, |encoder, out| {
+                        for field in head.fields() {
+                            encoder.field(&head, field, out);
+                        }
+                    })
+                    .unwrap()
+                    .unwrap();
+                Outbound::new(body, sender).await.unwrap();
+                sent.set(true);
+                std::future::pending::<()>().await;
+            }
+        });
+        let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        said.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+        // POST http / a, by the tables of HPACK.
+        said.extend([
+            0, 0, 6, 1, 4, 0, 0, 0, 1, 0x83, 0x86, 0x84, 0x01, 0x01, b'a',
+        ]);
+        for frame in 1..=FRAMES {
+            let end = u8::from(frame == FRAMES);
+            said.extend([0, 0, 1, 0, end, 0, 0, 0, 1, 7]);
+        }
+        client.write_all(&said).await.unwrap();
+        let size = tokio::time::timeout(Duration::from_secs(10), pod).await;
+        assert_eq!(size.unwrap().unwrap(), FRAMES);
     };
     LocalSet::new().run_until(test).await;
 }
