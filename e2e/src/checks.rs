@@ -1,12 +1,14 @@
 //! `cargo titan test`: every check, in an order that fails early.
 
-use std::process::Command;
+use std::io::{self, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use titan_testbed::cache;
 
+use crate::failures::Failures;
 use crate::progress::Progress;
 use crate::up::Up;
 use crate::{paths, preflight, scenarios, shell, tools, up};
@@ -26,7 +28,7 @@ pub struct Test {
 }
 
 /// The checks of cargo alone: a name and the arguments.
-const CARGO: [(&str, &[&str]); 5] = [
+const CARGO: [(&str, &[&str]); 4] = [
     ("format", &["fmt", "--all", "--check"]),
     (
         "clippy",
@@ -40,10 +42,6 @@ const CARGO: [(&str, &[&str]); 5] = [
             "--deny",
             "warnings",
         ],
-    ),
-    (
-        "tests",
-        &["test", "--workspace", "--locked", "--no-fail-fast"],
     ),
     (
         "CRD drift",
@@ -139,6 +137,7 @@ pub fn run(progress: &Progress, options: &Test) -> Result<()> {
                 up::prepare(progress)
             }
         })?;
+        tally.check("tests", tests)?;
         for (name, args) in &CARGO[2..] {
             tally.check(name, || cargo(args))?;
         }
@@ -198,6 +197,27 @@ fn cargo(args: &[&str]) -> Result<()> {
             .current_dir(paths::repository())
             .args(args),
     )
+}
+
+/// Runs the tests of all crates, and then says again what failed.
+fn tests() -> Result<()> {
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(paths::repository())
+        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().context("run cargo")?;
+    let output = child.stdout.take().context("no output of cargo")?;
+    let failures = Failures::read(BufReader::new(output), io::stdout())?;
+    let status = child.wait()?;
+    if status.success() {
+        return Ok(());
+    }
+    for line in &failures.lines {
+        println!("{line}");
+    }
+    bail!("`{}` failed ({status})", shell::line(&command))
 }
 
 fn helm_lint() -> Result<()> {

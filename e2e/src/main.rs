@@ -5,6 +5,7 @@
 mod bench;
 mod checks;
 mod cluster;
+mod failures;
 mod images;
 mod install;
 mod paths;
