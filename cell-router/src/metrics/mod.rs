@@ -3,8 +3,9 @@
 //! Each counter has one writer, so that counting is a plain load and store, without locked instructions and without
 //! cache lines that travel between cores.
 
+mod text;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -99,6 +100,10 @@ impl PairMetrics {
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.by_class.iter().map(Counter::get).sum()
+    }
+
+    fn class(&self, class: Class) -> u64 {
+        self.by_class.get(class as usize).map_or(0, Counter::get)
     }
 
     /// Counts a request that ended.
@@ -270,276 +275,13 @@ impl Metrics {
             .map(|threads| totals(threads))
             .unwrap_or_default()
     }
-
-    /// All counters as Prometheus reads them. `gauges` are lines of values that live elsewhere.
-    #[must_use]
-    pub fn render(&self, gauges: &[(&str, &str, f64)]) -> String {
-        let mut out = String::with_capacity(16 * 1024);
-        for (name, help, value) in gauges {
-            let _ = writeln!(
-                out,
-                "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}"
-            );
-        }
-        self.render_table(&mut out);
-        self.render_threads(&mut out);
-        self.render_pairs(&mut out);
-        out
-    }
-
-    fn render_table(&self, out: &mut String) {
-        let table = lock(&self.table);
-        let plain = [
-            (
-                "table_epoch",
-                "gauge",
-                "Epoch of the routing table in use.",
-                table.epoch,
-            ),
-            (
-                "table_rows",
-                "gauge",
-                "Rows of the routing table.",
-                table.rows as u64,
-            ),
-            (
-                "table_cells",
-                "gauge",
-                "Cells of the routing table.",
-                table.cells as u64,
-            ),
-            (
-                "table_gaps",
-                "gauge",
-                "Ranges between rows that nobody serves.",
-                table.gaps as u64,
-            ),
-            (
-                "registry_connected",
-                "gauge",
-                "Whether the stream to the registry is open.",
-                self.registry_connected.load(Relaxed),
-            ),
-            (
-                "tables_accepted_total",
-                "counter",
-                "Tables taken into use.",
-                self.tables_accepted.load(Relaxed),
-            ),
-            (
-                "config_reloads_total",
-                "counter",
-                "Configurations taken into use while running.",
-                self.reloads.load(Relaxed),
-            ),
-            (
-                "config_reload_failures_total",
-                "counter",
-                "Configurations refused while running.",
-                self.reload_failures.load(Relaxed),
-            ),
-        ];
-        for (name, kind, help, value) in plain {
-            let _ = writeln!(
-                out,
-                "# HELP cell_router_{name} {help}\n# TYPE cell_router_{name} {kind}\ncell_router_{name} {value}"
-            );
-        }
-        head(
-            out,
-            "registry_refusals_total",
-            "counter",
-            "What the registry's client refused or gave up.",
-        );
-        for reason in Refusal::ALL {
-            let _ = writeln!(
-                out,
-                "cell_router_registry_refusals_total{{reason=\"{}\"}} {}",
-                reason.as_str(),
-                self.refusals(reason)
-            );
-        }
-    }
-
-    fn render_threads(&self, out: &mut String) {
-        type Read = fn(&ThreadMetrics) -> u64;
-        let threads = lock(&self.threads);
-        let rows: [(&str, &str, &str, Read); 10] = [
-            (
-                "connections_accepted_total",
-                "counter",
-                "Connections accepted.",
-                |t| t.accepted.get(),
-            ),
-            ("connections", "gauge", "Connections open.", |t| {
-                t.connections.get()
-            }),
-            (
-                "connections_refused_total",
-                "counter",
-                "Connections refused for lack of room.",
-                |t| t.refused_connections.get(),
-            ),
-            (
-                "connections_reaped_total",
-                "counter",
-                "Connections closed as idle or stalled.",
-                |t| t.reaped_connections.get(),
-            ),
-            ("in_flight", "gauge", "Requests under way.", |t| {
-                t.in_flight.get()
-            }),
-            ("held", "gauge", "Requests that wait for a range.", |t| {
-                t.held.get()
-            }),
-            (
-                "held_total",
-                "counter",
-                "Requests that waited for a range.",
-                |t| t.held_total.get(),
-            ),
-            (
-                "retries_denied_total",
-                "counter",
-                "Retries that the budget forbade.",
-                |t| t.retries_denied.get(),
-            ),
-            (
-                "dials_total",
-                "counter",
-                "Connections opened to pods.",
-                |t| t.dials.get(),
-            ),
-            (
-                "dial_failures_total",
-                "counter",
-                "Connections to pods that failed.",
-                |t| t.dial_failures.get(),
-            ),
-        ];
-        for (name, kind, help, read) in rows {
-            head(out, name, kind, help);
-            let sum: u64 = threads.iter().map(|thread| read(thread)).sum();
-            let _ = writeln!(out, "cell_router_{name} {sum}");
-        }
-        head(
-            out,
-            "rejections_total",
-            "counter",
-            "Requests that the router answered itself.",
-        );
-        for reason in Reason::ALL {
-            let sum: u64 = threads
-                .iter()
-                .filter_map(|thread| thread.rejections.get(reason as usize))
-                .map(Counter::get)
-                .sum();
-            let _ = writeln!(
-                out,
-                "cell_router_rejections_total{{reason=\"{}\"}} {sum}",
-                reason.as_str()
-            );
-        }
-    }
-
-    fn render_pairs(&self, out: &mut String) {
-        let pairs = lock(&self.pairs);
-        head(
-            out,
-            "requests_total",
-            "counter",
-            "Requests that ended, by cell, service and class.",
-        );
-        for ((cell, service), threads) in &*pairs {
-            for class in Class::ALL {
-                let sum: u64 = threads
-                    .iter()
-                    .filter_map(|thread| thread.by_class.get(class as usize))
-                    .map(Counter::get)
-                    .sum();
-                if sum > 0 {
-                    let _ = writeln!(
-                        out,
-                        "cell_router_requests_total{{cell=\"{cell}\",service=\"{service}\",class=\"{}\"}} {sum}",
-                        class.as_str()
-                    );
-                }
-            }
-        }
-        type Read = fn(&PairMetrics) -> u64;
-        let rows: [(&str, &str, &str, Read); 2] = [
-            (
-                "requests_in_flight",
-                "gauge",
-                "Requests under way, by cell and service.",
-                |p| p.in_flight.get(),
-            ),
-            (
-                "retries_total",
-                "counter",
-                "Requests sent a second time, by cell and service.",
-                |p| p.retries.get(),
-            ),
-        ];
-        for (name, kind, help, read) in rows {
-            head(out, name, kind, help);
-            for ((cell, service), threads) in &*pairs {
-                let sum: u64 = threads.iter().map(|thread| read(thread)).sum();
-                let _ = writeln!(
-                    out,
-                    "cell_router_{name}{{cell=\"{cell}\",service=\"{service}\"}} {sum}"
-                );
-            }
-        }
-        head(
-            out,
-            "request_seconds",
-            "histogram",
-            "Time from the headers of the request to the end of the answer.",
-        );
-        for ((cell, service), threads) in &*pairs {
-            let labels = format!("cell=\"{cell}\",service=\"{service}\"");
-            let mut below = 0;
-            for (index, bound) in BUCKETS_US.iter().enumerate() {
-                below += threads
-                    .iter()
-                    .filter_map(|thread| thread.buckets.get(index))
-                    .map(Counter::get)
-                    .sum::<u64>();
-                let seconds = Duration::from_micros(*bound).as_secs_f64();
-                let _ = writeln!(
-                    out,
-                    "cell_router_request_seconds_bucket{{{labels},le=\"{seconds}\"}} {below}"
-                );
-            }
-            let sums = totals(threads);
-            let seconds = Duration::from_micros(sums.latency_us).as_secs_f64();
-            let _ = writeln!(
-                out,
-                "cell_router_request_seconds_bucket{{{labels},le=\"+Inf\"}} {count}\n\
-                 cell_router_request_seconds_sum{{{labels}}} {seconds}\n\
-                 cell_router_request_seconds_count{{{labels}}} {count}",
-                count = sums.requests,
-            );
-        }
-    }
-}
-
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
-    let _ = writeln!(
-        out,
-        "# HELP cell_router_{name} {help}\n# TYPE cell_router_{name} {kind}"
-    );
 }
 
 fn totals(threads: &[Arc<PairMetrics>]) -> Totals {
-    let sum = |read: &dyn Fn(&PairMetrics) -> u64| threads.iter().map(|thread| read(thread)).sum();
-    let class = |thread: &PairMetrics, class: Class| {
-        thread.by_class.get(class as usize).map_or(0, Counter::get)
-    };
+    let sum = |read: fn(&PairMetrics) -> u64| threads.iter().map(|thread| read(thread)).sum();
     Totals {
-        requests: sum(&|thread| thread.by_class.iter().map(Counter::get).sum()),
-        failures: sum(&|thread| class(thread, Class::Server) + class(thread, Class::Transport)),
-        latency_us: sum(&|thread| thread.latency_us.get()),
+        requests: sum(PairMetrics::requests),
+        failures: sum(|thread| thread.class(Class::Server) + thread.class(Class::Transport)),
+        latency_us: sum(|thread| thread.latency_us.get()),
     }
 }
