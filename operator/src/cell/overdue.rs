@@ -1,4 +1,4 @@
-//! For how long a cell has been waited for, and databases that it was too long for: a person is asked to look.
+//! For how long a cell has been waited for, and what it was too long for: a person is asked to look.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use k8s_openapi::jiff::Timestamp;
 use titan_crds::{Cell, ConditionType};
 use titan_planner::status::Step;
 
-/// For how long a database may take to come up, or to come back, before somebody should look. A start takes seconds, the
-/// election of another leader less than a minute.
+/// For how long a database or Kafka may take to come up, or to come back, before somebody should look. A start takes seconds,
+/// the election of another leader less than a minute.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 /// For how long `Ready` has been what it is.
@@ -15,11 +15,9 @@ pub(super) fn waited(cell: &Cell) -> Duration {
     lasted(cell, ConditionType::Ready, |_| true)
 }
 
-/// For how long the databases have not been ready.
-pub(super) fn unready_for(cell: &Cell) -> Duration {
-    lasted(cell, ConditionType::DatabasesReady, |status| {
-        status == "False"
-    })
+/// For how long this has not been so.
+pub(super) fn unready_for(cell: &Cell, what: ConditionType) -> Duration {
+    lasted(cell, what, |status| status == "False")
 }
 
 /// For how long a condition has had its status, if that is one that counts, as the Cell has it.

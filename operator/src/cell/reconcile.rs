@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::runtime::controller::Action;
-use titan_crds::{Cell, ServiceStatus};
+use titan_crds::{Cell, ConditionType, ServiceStatus};
 use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
     validate,
@@ -174,7 +174,7 @@ async fn drive(
         live: &live,
         client: &client,
         context,
-        unready_for: unready_for(cell),
+        cell,
     }
     .run(&row, progress)
     .await
@@ -224,8 +224,8 @@ struct Pass<'a> {
     live: &'a LiveObjects,
     client: &'a ObjectClient<'a>,
     context: &'a Context,
-    /// For how long the databases have not been ready.
-    unready_for: Duration,
+    /// As it was when the pass began.
+    cell: &'a Cell,
 }
 
 /// Databases that are as they should be.
@@ -325,6 +325,7 @@ impl Pass<'_> {
 
     /// Brings the databases to where they should be; the inner error says how far they are.
     async fn databases(&self) -> Result<Result<Databases, Step>, ReconcileError> {
+        let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
         if let Some(step) = tend(self.valid, self.live, self.context).await? {
             return Ok(Err(step));
         }
@@ -336,7 +337,7 @@ impl Pass<'_> {
             if ready == 0 {
                 let diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
                 return Ok(Err(diagnoses.get(store).map_or_else(
-                    || starting(&self.valid.name, store, self.unready_for),
+                    || starting(&self.valid.name, store, unready_for),
                     step_of,
                 )));
             }
@@ -357,7 +358,7 @@ impl Pass<'_> {
             (Ok(sql), Ok(cache)) => (sql, cache),
             (Err(error), _) | (_, Err(error)) => {
                 let step = store_step(error)?;
-                return Ok(Err(unanswered(step, self.unready_for)));
+                return Ok(Err(unanswered(step, unready_for)));
             }
         };
         let cache = if cache.is_empty() {
@@ -400,7 +401,11 @@ impl Pass<'_> {
                 let all: Vec<String> = std::iter::once(topics).chain(warnings).collect();
                 Ok(Step::Done(all.join("; ")))
             }
-            Err(error) => store_step(error),
+            Err(error) => {
+                let step = store_step(error)?;
+                let unready_for = unready_for(self.cell, ConditionType::TopicsReady);
+                Ok(unanswered(step, unready_for))
+            }
         }
     }
 

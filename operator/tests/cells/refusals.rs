@@ -198,13 +198,11 @@ async fn a_cell_waits_for_kafka_and_goes_on_by_itself() {
     let kafka = world.fleet()["spec"]["kafka"].clone();
     let nowhere = json!({"spec": {"kafka": {"bootstrap": "127.0.0.1:1"}}});
     world.patch::<CellFleet>(&world.name, nowhere).await;
-    world.create::<Cell>(world.cell(1)).await;
+    let (now, later) = now_and_later(&world, world.cell(1), "TopicsReady").await;
+    assert!(now.starts_with("Unknown/KafkaUnreachable"), "{now}");
+    assert!(later.starts_with("False/KafkaUnreachable"), "{later}");
+    assert!(later.contains("more than 5 minutes"), "{later}");
     let book = Arc::new(Book::new());
-    world.settle(&book).await.unwrap();
-    let cell = world.get_cell(1).await.unwrap();
-    let ready = condition(&cell, "Ready");
-    assert!(ready.starts_with("Unknown/KafkaUnreachable"), "{ready}");
-    assert_eq!(condition(&cell, "Stalled"), "absent");
 
     world
         .patch::<CellFleet>(&world.name, json!({"spec": {"kafka": kafka}}))
@@ -227,15 +225,15 @@ async fn a_cell_waits_for_kafka_and_goes_on_by_itself() {
     assert!(topics.contains("never taken away"), "{topics}");
 }
 
-/// What a cell says now, and once its databases have not been ready for long.
-async fn now_and_later(world: &World, cell: Value) -> (String, String) {
+/// What a cell says now, and once this has not been so for long.
+async fn now_and_later(world: &World, cell: Value, what: &str) -> (String, String) {
     world.create::<Cell>(cell).await;
     let book = Arc::new(Book::new());
     world.settle(&book).await.unwrap();
     let now = world.get_cell(1).await.unwrap();
     let mut conditions = now.status.clone().unwrap().conditions;
     for condition in &mut conditions {
-        if condition.type_ == "DatabasesReady" {
+        if condition.type_ == what {
             let long_ago = "2026-01-01T00:00:00Z".parse().unwrap();
             condition.last_transition_time =
                 k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(long_ago);
@@ -248,6 +246,7 @@ async fn now_and_later(world: &World, cell: Value) -> (String, String) {
         .unwrap();
     world.settle(&book).await.unwrap();
     let later = world.get_cell(1).await.unwrap();
+    assert_eq!(condition(&now, "Stalled"), "absent");
     assert!(condition(&later, "Stalled").starts_with("True/"));
     let quiet = Arc::new(Book::new());
     world.round(&world.view().await, &quiet).await.unwrap();
@@ -260,7 +259,7 @@ async fn a_postgres_that_never_becomes_ready_is_told_with_what_to_look_at() {
     let world = World::new("unready").await;
     let mut cell = world.cell(1);
     cell["spec"]["databases"] = json!({"postgres": {"members": 1, "storage": {"ephemeral": {}}}});
-    let (now, later) = now_and_later(&world, cell).await;
+    let (now, later) = now_and_later(&world, cell, "DatabasesReady").await;
     assert!(now.starts_with("Unknown/DatabasesStarting"), "{now}");
     assert!(later.starts_with("False/DatabaseNotReady"), "{later}");
     let command = format!("kubectl logs -n {} postgres-0", world.cell_name(1));
@@ -275,7 +274,7 @@ async fn a_postgres_that_never_becomes_ready_is_told_with_what_to_look_at() {
 async fn an_external_postgres_that_is_away_or_refuses_is_told() {
     let world = World::new("away").await;
     world.set_postgres(json!({"port": "1"})).await;
-    let (now, later) = now_and_later(&world, world.cell(1)).await;
+    let (now, later) = now_and_later(&world, world.cell(1), "DatabasesReady").await;
     assert!(now.starts_with("Unknown/PostgresUnreachable"), "{now}");
     assert!(later.starts_with("False/PostgresUnreachable"), "{later}");
     for said in [&now, &later] {
