@@ -1,9 +1,10 @@
 //! One pass over one CellFleet.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
@@ -63,7 +64,7 @@ pub async fn reconcile(
     let missing = template
         .as_ref()
         .map_or(&[][..], |template| &template.missing);
-    create(missing, &context).await?;
+    let created = create(missing, &context).await?;
 
     let views = cells
         .iter()
@@ -83,6 +84,7 @@ pub async fn reconcile(
         && is_empty(&name, &context).await?
     {
         release(fleet.as_ref(), FINALIZER, &context).await?;
+        forget(&name, &context);
         return Ok(Action::await_change());
     }
 
@@ -97,9 +99,10 @@ pub async fn reconcile(
             .generation
             .ok_or(ReconcileError::Malformed("generation"))?,
         now: Time(Timestamp::now()),
-        cells: cells.len() + missing.len(),
+        cells: cells.len() + created.count,
         ready: cells.iter().filter(is_ready).count(),
         template: template.as_ref(),
+        not_created: created.failed.as_ref().map(NotCreated::to_string),
         committed: committed
             .as_ref()
             .map(|committed| committed.epoch)
@@ -108,6 +111,9 @@ pub async fn reconcile(
     report(&fleet, &context, status).await?;
     let committed = committed?;
     tracing::trace!(fleet = name, report = %committed.report, "planned");
+    if let Some(NotCreated { error, .. }) = created.failed {
+        return Err(error);
+    }
     Ok(Action::requeue(jitter(RESYNC)))
 }
 
@@ -126,16 +132,56 @@ fn is_somebody_elses(error: &ReconcileError) -> bool {
     matches!(error, ReconcileError::Kube(error) if is_conflict(error))
 }
 
-async fn create(missing: &[Cell], context: &Context) -> Result<(), ReconcileError> {
+/// What came of making cells.
+#[derive(Default)]
+struct Created {
+    count: usize,
+    /// The first by name of those that were refused.
+    failed: Option<NotCreated>,
+}
+
+/// A cell that could not be made.
+struct NotCreated {
+    cell: String,
+    error: ReconcileError,
+}
+
+impl fmt::Display for NotCreated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cell, error } = self;
+        match error {
+            ReconcileError::Kube(kube::Error::Api(status)) => {
+                write!(f, "{cell}: the apiserver says: {}", status.message)
+            }
+            error => write!(f, "{cell}: {error}"),
+        }
+    }
+}
+
+/// Makes cells. One that is refused holds up neither the others nor the table that those which exist are waiting for.
+///
+/// # Errors
+/// When this pass was interrupted.
+async fn create(missing: &[Cell], context: &Context) -> Result<Created, ReconcileError> {
     let cells: Api<Cell> = Api::all(context.client.clone());
     let creations: Vec<_> = missing
         .iter()
-        .map(|cell| create_one(&cells, cell, context).boxed())
+        .map(|cell| async { (cell.name_any(), create_one(&cells, cell, context).await) }.boxed())
         .collect();
-    stream::iter(creations)
-        .buffer_unordered(PARALLEL_CREATES)
-        .try_collect()
-        .await
+    let mut outcomes = stream::iter(creations).buffer_unordered(PARALLEL_CREATES);
+    let mut created = Created::default();
+    while let Some((cell, outcome)) = outcomes.next().await {
+        match outcome {
+            Ok(()) => created.count += 1,
+            Err(error) if error.is_interruption() => return Err(error),
+            // Always the same one is told, whichever was refused sooner.
+            Err(error) => match &created.failed {
+                Some(other) if other.cell < cell => {}
+                _ => created.failed = Some(NotCreated { cell, error }),
+            },
+        }
+    }
+    Ok(created)
 }
 
 async fn create_one(
@@ -152,6 +198,15 @@ async fn create_one(
         // It is there already, and our cache has not heard of it yet.
         Err(error) if is_conflict(&error) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Says nothing more of a fleet that is gone.
+fn forget(fleet: &str, context: &Context) {
+    let metrics = &context.metrics;
+    for gauge in [&metrics.fleet_cells, &metrics.fleet_cells_ready] {
+        // There is nothing to remove when it was never reported.
+        let _ = gauge.remove_label_values(&[fleet]);
     }
 }
 

@@ -377,7 +377,7 @@ async fn a_paused_cell_is_not_written_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_was_lost_is_migrated_again() {
+async fn a_database_that_was_lost_is_made_anew_when_a_person_gives_it_up() {
     let world = World::new("loses").await;
     world.create::<Cell>(world.cell(1)).await;
     let book = Arc::new(Book::new());
@@ -385,13 +385,33 @@ async fn a_database_that_was_lost_is_migrated_again() {
     let namespace = world.cell_name(1);
     let before = world.objects(&namespace, Kind::Job).await;
     let database = namespace.replace('-', "_");
-    drop_database(&world.postgres(), &database, &Book::new())
+    drop_database(&world.postgres(), &*database, &Book::new())
         .await
         .unwrap();
 
+    let waiting = Arc::new(Book::new());
+    world.settle(&waiting).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    let ready = condition(&cell, "Ready");
+    assert!(ready.starts_with("False/OtherDatabase"), "{ready}");
+    let id = cell.status.unwrap().database_id.unwrap();
+    let command = format!("kubectl annotate cell {namespace} titan.dev/give-up-database={id}");
+    assert!(ready.contains(&command), "{ready}");
+    assert!(
+        ownership(&world.postgres(), &database).await.is_err(),
+        "no empty database takes its place"
+    );
+    assert_eq!(
+        world.objects(&namespace, Kind::Job).await.len(),
+        before.len()
+    );
+
+    let given_up = json!({"metadata": {"annotations": {"titan.dev/give-up-database": id}}});
+    world.patch::<Cell>(&namespace, given_up).await;
     let again = Arc::new(Book::new());
     world.settle(&again).await.unwrap();
     let cell = world.get_cell(1).await.unwrap();
+    assert_ne!(cell.status.as_ref().unwrap().database_id, Some(id));
     assert!(
         condition(&cell, "Ready").starts_with("True/"),
         "{}",
@@ -454,4 +474,31 @@ async fn a_template_makes_its_cells_and_deletes_none() {
     assert_eq!(view.cells.len(), 3, "nothing deletes a cell but a person");
     let message = &view.fleets[0].status.as_ref().unwrap().conditions[0].message;
     assert!(message.contains("beyond the template's count"), "{message}");
+}
+
+/// `kube-` begins names that are not for cells: the apiserver refuses those of this template.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_that_cannot_be_made_holds_no_other_up() {
+    let world = World::new("unmakable").await;
+    let template = json!({"spec": {"template": {
+        "count": 2, "namePrefix": "kube", "firstKey": 910_000_000, "usersPerCell": 10,
+        "spec": {"profile": world.name, "release": "1.0.0", "reclaimPolicy": "Delete"},
+    }}});
+    world.patch::<CellFleet>(&world.name, template).await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    assert!(condition(&cell, "Ready").starts_with("True/"));
+    let status = world.get_fleet().await.unwrap().status.unwrap();
+    let ready = &status.conditions[0];
+    assert_eq!(
+        (&*ready.status, &*ready.reason),
+        ("False", "CellsNotCreated")
+    );
+    let why = "kube-001: the apiserver says: ";
+    assert!(ready.message.contains(why), "{}", ready.message);
+    let why = "this name belongs to a system namespace";
+    assert!(ready.message.ends_with(why), "{}", ready.message);
+    assert_eq!((status.cells, status.ready_cells), (1, 1));
 }

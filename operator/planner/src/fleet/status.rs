@@ -54,6 +54,8 @@ pub struct FleetStatusInput<'a> {
     pub ready: usize,
     /// What the template asks for, or why it cannot be had.
     pub template: Result<&'a TemplateReport, &'a Invalid>,
+    /// Which cell of the template could not be made, and why.
+    pub not_created: Option<String>,
     /// The epoch of the committed table, or why the next one could not be committed.
     pub committed: Result<Epoch, String>,
 }
@@ -68,6 +70,7 @@ pub fn fleet_status(input: FleetStatusInput<'_>) -> CellFleetStatus {
         cells,
         ready,
         template,
+        not_created,
         committed,
     } = input;
     let before = fleet.status.as_ref();
@@ -99,6 +102,12 @@ pub fn fleet_status(input: FleetStatusInput<'_>) -> CellFleetStatus {
             Some(ConditionType::Stalled),
             invalid.reason,
             invalid.message.clone(),
+        ),
+        (Ok(_), Ok(_)) if let Some(error) = not_created => (
+            "False",
+            None,
+            "CellsNotCreated",
+            format!("a cell of the template cannot be made, which holds up no other; {error}"),
         ),
         (Ok(_), Ok(template)) if ready == cells => {
             ("True", None, "CellsReady", summary(ready, cells, template))
