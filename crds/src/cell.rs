@@ -197,6 +197,10 @@ pub struct CellStatus {
     /// The cell whose databases hold the range.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<String>,
+    /// Which PostgreSQL database holds the data of the cell, by the id it was given when it was made. No other one, and no
+    /// empty one, is put in its place without a person's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_id: Option<String>,
     /// The release that all services run; empty while they differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<String>,

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use titan_crds::RoutingTable as TableResource;
+use kube::ResourceExt;
+use titan_crds::{Cell, RoutingTable as TableResource};
 use titan_planner::fleet::from_resource;
 use titan_routing::server::RegistryService;
-use titan_routing::{KeyspaceMode, RoutingTable};
+use titan_routing::{Assignment, KeyspaceMode, RoutingTable};
 use tokio::sync::{broadcast, watch};
 
 /// What happened to the table of a fleet.
@@ -66,6 +67,12 @@ impl Tables {
     /// The last good table of a fleet.
     pub fn latest(&self, fleet: &str) -> Option<Arc<RoutingTable>> {
         self.lock().get(fleet).map(|table| table.borrow().clone())
+    }
+
+    /// The row by which a cell serves, if its fleet's last good table has one.
+    pub fn row_of(&self, cell: &Cell) -> Option<Assignment> {
+        let table = self.latest(&cell.spec.fleet)?;
+        table.served_by(&cell.name_any()).next().cloned()
     }
 
     /// Takes in what was read from the apiserver.

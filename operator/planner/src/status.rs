@@ -140,6 +140,8 @@ pub struct StatusInput<'a> {
     pub steps: Steps,
     /// The row of the table, if the cell has one.
     pub assignment: Option<&'a Assignment>,
+    /// The id of the database, if it was reached.
+    pub database_id: Option<String>,
     /// The services, if they were looked at.
     pub services: Option<Vec<ServiceStatus>>,
 }
@@ -154,6 +156,7 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
         paused,
         steps,
         assignment,
+        database_id,
         services,
     } = input;
     let before: &[Condition] = previous.map_or(&[], |status| status.conditions.as_slice());
@@ -185,6 +188,7 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
         }),
         epoch: assignment.map(|row| row.epoch.0),
         home: assignment.map(|row| row.home.clone()),
+        database_id: database_id.or_else(|| previous.and_then(|status| status.database_id.clone())),
         release: common_release(&services),
         services_ready: (!services.is_empty()).then(|| {
             let ready = services

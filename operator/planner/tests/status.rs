@@ -52,6 +52,7 @@ fn write(previous: Option<&CellStatus>, look: &Look, second: i64) -> CellStatus 
         paused: look.paused,
         steps: look.steps.clone(),
         assignment: None,
+        database_id: None,
         services: None,
     })
 }
@@ -206,6 +207,7 @@ fn a_paused_cell_says_how_its_services_are() {
                 ..Steps::none()
             },
             assignment: row,
+            database_id: None,
             services: None,
         })
     };
@@ -271,6 +273,7 @@ fn the_range_and_the_services_are_summed_up() {
             paused: false,
             steps: all_done(),
             assignment: Some(&row),
+            database_id: None,
             services,
         })
     };

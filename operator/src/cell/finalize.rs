@@ -20,10 +20,10 @@ use crate::cell::credentials::{POSTGRES_PORT, external};
 use crate::cell::dereference::{Dereferenced, as_ref, dereference};
 use crate::cell::postgres::POSTGRES;
 use crate::cell::report;
-use crate::cluster::{LiveObjects, ObjectClient, Scope, is_forbidden, prune};
+use crate::cluster::{LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune};
 use crate::context::Context;
 use crate::finalizer::{is_held, release};
-use crate::stores::postgres;
+use crate::stores::postgres::{self, Database};
 
 /// Keeps a Cell until what it has outside of Kubernetes is gone.
 pub(super) const FINALIZER: &str = "titan.dev/cell";
@@ -31,6 +31,9 @@ pub(super) const FINALIZER: &str = "titan.dev/cell";
 const ABANDON_TOPICS: &str = "titan.dev/abandon-topics";
 /// Lets a deletion go on although its database on an external server cannot be dropped.
 const ABANDON_DATABASE: &str = "titan.dev/abandon-database";
+
+/// The reason of the last step: what is in the namespace goes with it.
+const TERMINATING: &str = "NamespaceTerminating";
 
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -43,7 +46,12 @@ pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, R
         return Ok(Action::await_change());
     }
     if let Some(step) = take_apart(cell, context).await? {
-        let _ = report::write(cell, context, status_of(cell, &step)?).await?;
+        let mut status = status_of(cell, &step)?;
+        if matches!(&step, Step::Waiting { reason, .. } if reason == TERMINATING) {
+            // That comes after the database: there is none to look for any more.
+            status.database_id = None;
+        }
+        let _ = report::write(cell, context, status).await?;
         return Ok(Action::requeue(AGAIN));
     }
     release(cell, FINALIZER, context).await?;
@@ -71,34 +79,38 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
     }
 
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
-    let Some(namespace) = client.get(Kind::Namespace, &name).await? else {
-        return Ok(None);
-    };
-    if !namespace.is_ours(&name) {
+    let namespace = client.get(Kind::Namespace, &name).await?;
+    if namespace.as_ref().is_some_and(|it| !it.is_ours(&name)) {
         // The cell was refused because of it; nothing in it is ours.
         return Ok(None);
     }
     if !delete {
-        return retain(&client, &name).await;
+        return match namespace {
+            Some(_) => retain(&client, &name).await,
+            None => Ok(None),
+        };
     }
-    if namespace.is_deleting() {
-        return Ok(Some(Step::waiting(
-            "NamespaceTerminating",
-            format!("waiting for namespace {name} to be gone"),
-        )));
-    }
-    if let Some(step) = drop_external_database(cell, context, &referred, &client).await? {
+    // Also of a cell whose namespace somebody else removes or has removed: its database may be somewhere else.
+    let leaving = namespace.as_ref().is_none_or(LiveObject::is_deleting);
+    if (!leaving || known_database(cell).is_some())
+        && let Some(step) = drop_external_database(cell, context, &referred, &client).await?
+    {
         return Ok(Some(step));
     }
-    client
-        .delete(&namespace)
-        .await
-        .map_err(|error| match error {
-            crate::cluster::ClientError::Kube(error) => ReconcileError::Kube(error),
-            crate::cluster::ClientError::Interrupted(interrupted) => interrupted.into(),
-        })?;
+    let Some(namespace) = namespace else {
+        return Ok(None);
+    };
+    if !namespace.is_deleting() {
+        client
+            .delete(&namespace)
+            .await
+            .map_err(|error| match error {
+                crate::cluster::ClientError::Kube(error) => ReconcileError::Kube(error),
+                crate::cluster::ClientError::Interrupted(interrupted) => interrupted.into(),
+            })?;
+    }
     Ok(Some(Step::waiting(
-        "NamespaceTerminating",
+        TERMINATING,
         format!("waiting for namespace {name} to be gone"),
     )))
 }
@@ -107,8 +119,15 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
 async fn retain(client: &ObjectClient<'_>, name: &str) -> Result<Option<Step>, ReconcileError> {
     let live = match LiveObjects::read(client).await {
         Ok(live) => live,
-        // The operator's own RoleBinding went in an earlier pass: then all the rest had gone before.
-        Err(error) if is_forbidden(&error) => return Ok(None),
+        // The RoleBinding of the operator, which stays with the data, was taken away: whether services still run is unknown.
+        Err(error) if is_forbidden(&error) => {
+            return Ok(Some(Step::failed(
+                "ServicesNotDeleted",
+                format!(
+                    "what runs in namespace {name} cannot be looked at: {error}. Delete the services there, or the whole namespace with its data, or put back RoleBinding titan-operator there, as other cells have it"
+                ),
+            )));
+        }
         Err(error) => return Err(error.into()),
     };
     let scope = Scope {
@@ -203,9 +222,16 @@ async fn drop_external_database(
             )));
         }
     };
+    let known = Database {
+        name: &database,
+        id: cell
+            .status
+            .as_ref()
+            .and_then(|it| it.database_id.as_deref()),
+    };
     let server = external(context, &secret_name, POSTGRES_PORT).await?;
     let dropped = match server {
-        Ok(server) => postgres::drop_database(&server, &database, context.ledger.as_ref())
+        Ok(server) => postgres::drop_database(&server, known, context.ledger.as_ref())
             .await
             .map_err(|error| match error {
                 crate::stores::StoreError::Interrupted(interrupted) => Err(interrupted),
@@ -224,6 +250,10 @@ async fn drop_external_database(
             ),
         ))),
     }
+}
+
+fn known_database(cell: &Cell) -> Option<&str> {
+    cell.status.as_ref()?.database_id.as_deref()
 }
 
 fn is_annotated(cell: &Cell, annotation: &str) -> bool {

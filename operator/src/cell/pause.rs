@@ -17,10 +17,7 @@ use crate::context::Context;
 pub(super) async fn look(cell: &Cell, context: &Context) -> Result<Progress, ReconcileError> {
     let name = cell.name_any();
     let mut progress = Progress::new();
-    progress.assignment = context
-        .tables
-        .latest(&cell.spec.fleet)
-        .and_then(|table| table.served_by(&name).next().cloned());
+    progress.assignment = context.tables.row_of(cell);
 
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
     let mut live = LiveObjects::default();

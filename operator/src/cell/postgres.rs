@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
+use titan_crds::Cell;
 use titan_planner::cell::{
     PATRONI_STORE, PostgresPlan, StoreStorage, ValidatedCell, patroni_reconfiguration,
 };
@@ -12,6 +13,7 @@ use titan_planner::status::Step;
 use crate::cell::ReconcileError;
 use crate::cluster::{LiveObject, LiveObjects};
 use crate::context::Context;
+use crate::stores::StoreError;
 use crate::stores::patroni::{MemberView, forget_lost_data, hasten_failover, reconfigure};
 
 /// The name of the StatefulSet, which is also Patroni's scope.
@@ -61,6 +63,39 @@ pub(super) async fn tend(
         tracing::info!(cell = cell.name, ?decision, "PostgreSQL lacks members");
     }
     Ok(None)
+}
+
+/// Gives up the data of a database: its id is the value.
+const GIVE_UP_DATABASE: &str = "titan.dev/give-up-database";
+
+/// The database that holds the data, which must be there; `None` while there is none yet, where its storage was never meant
+/// to outlive its pods, and when a person gave it up.
+pub(super) fn known_database<'a>(cell: &'a Cell, valid: &ValidatedCell) -> Option<&'a str> {
+    let fleeting = matches!(
+        &valid.postgres,
+        PostgresPlan::Managed {
+            storage: StoreStorage::Ephemeral { .. },
+            ..
+        }
+    );
+    let known = cell.status.as_ref()?.database_id.as_deref()?;
+    let given_up = cell.annotations().get(GIVE_UP_DATABASE);
+    (!fleeting && given_up.is_none_or(|id| id != known)).then_some(known)
+}
+
+/// What is said of another database, or none, in the place of the one with the data. To make an empty one there would be to
+/// answer that nobody has ever ordered anything, and to take orders that a restored backup does not have.
+pub(super) fn other_database(cell: &str, error: &StoreError) -> Step {
+    let known = match error {
+        StoreError::OtherDatabase { known, .. } => known,
+        _ => "",
+    };
+    Step::failed(
+        "OtherDatabase",
+        format!(
+            "{error}. Nothing was written. Restore that one, or have the cell's Secret name its server; to give its data up, kubectl annotate cell {cell} {GIVE_UP_DATABASE}={known}"
+        ),
+    )
 }
 
 async fn members_of(

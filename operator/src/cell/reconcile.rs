@@ -26,7 +26,7 @@ use crate::cell::migration::{Migration, migrate, migrations_step};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
-use crate::cell::postgres::tend;
+use crate::cell::postgres::{known_database, other_database, tend};
 use crate::cell::report::{Reported, report};
 use crate::cell::services::{
     Diagnoses, diagnose_deployments, diagnose_pods, explain, rollout_step, rollup, services_step,
@@ -38,7 +38,7 @@ use crate::cluster::{
 use crate::context::Context;
 use crate::finalizer::hold;
 use crate::ledger::System;
-use crate::stores::postgres::OwnershipRow;
+use crate::stores::postgres::{Database, OwnershipRow};
 use crate::stores::{StoreError, kafka, postgres};
 
 /// How soon to look again at a Cell of which an old view was looked at.
@@ -57,6 +57,8 @@ const RESYNC: Duration = Duration::from_mins(10);
 pub(super) struct Progress {
     pub(super) steps: Steps,
     pub(super) assignment: Option<Assignment>,
+    /// The id of the database, once it was reached.
+    pub(super) database_id: Option<String>,
     pub(super) services: Option<Vec<ServiceStatus>>,
 }
 
@@ -65,6 +67,7 @@ impl Progress {
         Progress {
             steps: Steps::none(),
             assignment: None,
+            database_id: None,
             services: None,
         }
     }
@@ -120,6 +123,11 @@ async fn drive(
     context: &Context,
     progress: &mut Progress,
 ) -> Result<(), ReconcileError> {
+    // Whatever becomes of the spec, the cell serves what the table gives it.
+    if let Some(row) = context.tables.row_of(cell) {
+        progress.steps.range = held(&row);
+        progress.assignment = Some(row);
+    }
     let referred = dereference(cell, context).await;
     let valid = match validate(cell, as_ref(&referred.profile), as_ref(&referred.fleet)) {
         Ok(valid) => valid,
@@ -180,6 +188,10 @@ async fn drive(
     .await
 }
 
+fn held(row: &Assignment) -> Step {
+    Step::Done(format!("{} at epoch {}", row.range, row.epoch))
+}
+
 /// The cell's row in the committed table. Nothing is created before there is one.
 fn hold_range(
     valid: &ValidatedCell,
@@ -192,7 +204,7 @@ fn hold_range(
     });
     match claim {
         Claim::Held(row) => {
-            progress.steps.range = Step::Done(format!("{} at epoch {}", row.range, row.epoch));
+            progress.steps.range = held(row);
             progress.assignment = Some(row.clone());
             Some(row.clone())
         }
@@ -260,6 +272,7 @@ impl Pass<'_> {
             }
         };
         progress.steps.databases = Step::Done(database.message);
+        progress.database_id = Some(database.id.clone());
 
         let jobs = migrate(self.scope(), &self.desired.objects, &database.id).await?;
         self.apply(|stage| match stage {
@@ -347,7 +360,10 @@ impl Pass<'_> {
         let (sql, cache) = tokio::join!(
             postgres::ensure(
                 &self.credentials.postgres,
-                &database,
+                Database {
+                    name: &database,
+                    id: known_database(self.cell, self.valid),
+                },
                 &self.valid.schemas,
                 &self.credentials.services,
                 ledger,
@@ -356,6 +372,9 @@ impl Pass<'_> {
         );
         let (sql, cache) = match (sql, cache) {
             (Ok(sql), Ok(cache)) => (sql, cache),
+            (Err(error @ StoreError::OtherDatabase { .. }), _) => {
+                return Ok(Err(other_database(&self.valid.name, &error)));
+            }
             (Err(error), _) | (_, Err(error)) => {
                 let step = store_step(error)?;
                 return Ok(Err(unanswered(step, unready_for)));
@@ -415,7 +434,7 @@ impl Pass<'_> {
         row: &Assignment,
         owned: &[OwnershipRow],
     ) -> Result<Step, ReconcileError> {
-        let done = Step::Done(format!("{} at epoch {}", row.range, row.epoch));
+        let done = held(row);
         if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
             return Ok(done);
         }
@@ -454,6 +473,7 @@ fn step_of_store(error: &StoreError) -> Step {
         StoreError::Unreachable { .. } => "Unreachable",
         StoreError::Auth { .. } => "LoginRefused",
         StoreError::Refused { .. } => "Refused",
+        StoreError::OtherDatabase { .. } => "Other",
         StoreError::Invalid { .. } | StoreError::Interrupted(_) => "Invalid",
     };
     let reason = format!("{product}{what}");

@@ -33,6 +33,7 @@ pub(super) async fn report(
     let Progress {
         steps,
         assignment,
+        database_id,
         services,
     } = progress;
     let status = cell_status(StatusInput {
@@ -45,6 +46,7 @@ pub(super) async fn report(
         paused: cell.spec.paused,
         steps,
         assignment: assignment.as_ref(),
+        database_id,
         services,
     });
     write(cell, context, status).await

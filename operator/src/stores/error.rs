@@ -43,6 +43,24 @@ pub enum StoreError {
         /// What the server said.
         detail: String,
     },
+    /// The database that is there, or its absence, is not what holds the data. Nothing was written.
+    #[error(
+        "PostgreSQL at {address} has {}, and the data are in one with the id {known}",
+        found.as_ref().map_or_else(
+            || format!("no database {database}, or one of which it is not known where it comes from"),
+            |id| format!("a database {database} with the id {id}"),
+        )
+    )]
+    OtherDatabase {
+        /// Host and port.
+        address: String,
+        /// The name that both have.
+        database: String,
+        /// The id of the one that is there, if it has one.
+        found: Option<String>,
+        /// The id of the one with the data.
+        known: String,
+    },
     /// What is asked for cannot be had here; a person has to change the spec or the server.
     #[error("{message}")]
     Invalid {
@@ -64,6 +82,7 @@ impl StoreError {
             StoreError::Unreachable { .. } => "unreachable",
             StoreError::Auth { .. } => "auth",
             StoreError::Refused { .. } => "refused",
+            StoreError::OtherDatabase { .. } => "other-database",
             StoreError::Invalid { .. } => "invalid",
             StoreError::Interrupted(_) => "interrupted",
         }
@@ -77,6 +96,7 @@ impl StoreError {
             | StoreError::Auth { system, .. }
             | StoreError::Refused { system, .. }
             | StoreError::Invalid { system, .. } => Some(*system),
+            StoreError::OtherDatabase { .. } => Some(System::Postgres),
             StoreError::Interrupted(_) => None,
         }
     }

@@ -1,7 +1,10 @@
 //! What a deletion waits for, and what it does not wait for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::DeleteParams;
 use serde_json::json;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
 use titan_operator::stores::postgres::ownership;
@@ -180,4 +183,28 @@ async fn kafka_that_is_gone_does_not_hold_a_deletion_for_ever() {
         .await;
     world.settle(&book).await.unwrap();
     assert!(world.get_cell(1).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_outside_goes_also_when_somebody_removed_the_namespace() {
+    let world = World::new("homeless").await;
+    world.create::<Cell>(world.cell(1)).await;
+    settle(&world).await;
+    let (namespace, database) = (world.cell_name(1), world.cell_name(1).replace('-', "_"));
+    let namespaces = kube::Api::<Namespace>::all(world.client.clone());
+    namespaces
+        .delete(&namespace, &DeleteParams::default())
+        .await
+        .unwrap();
+    while namespaces.get_opt(&namespace).await.unwrap().is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(ownership(&world.postgres(), &database).await.is_ok());
+    world.delete_cell(1).await;
+    settle(&world).await;
+    assert!(world.get_cell(1).await.is_none());
+    assert!(
+        ownership(&world.postgres(), &database).await.is_err(),
+        "its database is dropped all the same"
+    );
 }

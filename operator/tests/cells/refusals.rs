@@ -99,6 +99,31 @@ async fn a_cycle_and_a_shared_port_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cell_that_serves_says_what_it_serves_when_its_spec_is_refused() {
+    let world = World::new("serves-on").await;
+    world.create::<Cell>(world.cell(1)).await;
+    let book = Arc::new(Book::new());
+    world.settle(&book).await.unwrap();
+    let before = world.get_cell(1).await.unwrap().status.unwrap();
+    let mut services = world.profile()["spec"]["services"].clone();
+    services[0]["dependsOn"] = json!(["order"]);
+    world
+        .patch::<ServiceProfile>(&world.name, json!({"spec": {"services": services}}))
+        .await;
+    world.settle(&book).await.unwrap();
+    let cell = world.get_cell(1).await.unwrap();
+    let stalled = condition(&cell, "Stalled");
+    assert!(stalled.starts_with("True/DependencyCycle"), "{stalled}");
+    assert!(condition(&cell, "RangeAssigned").starts_with("True/"));
+    let after = cell.status.unwrap();
+    assert!(before.epoch.is_some() && before.range.is_some());
+    assert_eq!(
+        (after.range, after.epoch, after.home, after.database_id),
+        (before.range, before.epoch, before.home, before.database_id)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_is_not_ours_is_not_touched() {
     let world = World::new("occupied").await;
     let namespace =

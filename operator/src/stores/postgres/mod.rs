@@ -42,25 +42,58 @@ pub struct DatabaseReport {
     pub owned: Vec<OwnershipRow>,
 }
 
+/// A database: by its name, and, where it must be one that is known, by its id.
+#[derive(Clone, Copy, Debug)]
+pub struct Database<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its id. Another database of this name is left alone, and a missing one is not made.
+    pub id: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for Database<'a> {
+    fn from(name: &'a str) -> Self {
+        Database { name, id: None }
+    }
+}
+
+impl Database<'_> {
+    /// Fails unless what was found is what is known.
+    fn check(&self, server: &ServerCredentials, found: Option<&str>) -> Result<()> {
+        let Some(known) = self.id.filter(|known| found != Some(*known)) else {
+            return Ok(());
+        };
+        Err(StoreError::OtherDatabase {
+            address: format!("{}:{}", server.host, server.port),
+            database: self.name.to_owned(),
+            found: found.map(str::to_owned),
+            known: known.to_owned(),
+        })
+    }
+}
+
 /// Brings the database of a cell to where it should be.
 ///
 /// `passwords` are by service name. Roles that were made for this database and are not among `schemas` can no longer
 /// log in afterwards; schemas are never dropped.
 ///
 /// # Errors
-/// The server cannot be reached, refuses, or cannot be what is asked for.
-pub async fn ensure(
+/// The server cannot be reached, refuses, or cannot be what is asked for; or the database is not the one that is known.
+pub async fn ensure<'a>(
     server: &ServerCredentials,
-    database: &str,
+    database: impl Into<Database<'a>>,
     schemas: &[ServiceSchema],
     passwords: &BTreeMap<String, String>,
     ledger: &dyn Ledger,
 ) -> Result<DatabaseReport> {
+    let wanted = database.into();
+    let database = wanted.name;
     plan::check(database, schemas, passwords).map_err(|impossible| invalid(server, impossible))?;
     let mut report = DatabaseReport::default();
     let mut session = match Session::open(server, database).await? {
         Opened::Session(session) => session,
         Opened::NoDatabase => {
+            wanted.check(server, None)?;
             let mut maintenance = Session::open_existing(server, MAINTENANCE).await?;
             let created = maintenance
                 .write(plan::create_database(database), ledger)
@@ -74,7 +107,7 @@ pub async fn ensure(
     let done = settle(
         &mut session,
         server,
-        database,
+        wanted,
         schemas,
         passwords,
         ledger,
@@ -89,7 +122,7 @@ pub async fn ensure(
 async fn settle(
     session: &mut Session,
     server: &ServerCredentials,
-    database: &str,
+    wanted: Database<'_>,
     schemas: &[ServiceSchema],
     passwords: &BTreeMap<String, String>,
     ledger: &dyn Ledger,
@@ -109,6 +142,8 @@ async fn settle(
             detail: "a standby answered, there is no leader now".to_owned(),
         });
     }
+    wanted.check(server, plan::identity(&state))?;
+    let database = wanted.name;
     report.id = plan::identity(&state).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
     for step in plan::database(database, &state, &report.id) {
         session.write(step, ledger).await?;
@@ -136,12 +171,21 @@ async fn settle(
 /// Drops the database of a cell and its roles, and ends their sessions. Returns how many writes it took.
 ///
 /// # Errors
-/// The server cannot be reached or refuses.
-pub async fn drop_database(
+/// The server cannot be reached or refuses; or the database is not the one that is known.
+pub async fn drop_database<'a>(
     server: &ServerCredentials,
-    database: &str,
+    database: impl Into<Database<'a>>,
     ledger: &dyn Ledger,
 ) -> Result<usize> {
+    let wanted = database.into();
+    let database = wanted.name;
+    if wanted.id.is_some()
+        && let Opened::Session(mut session) = Session::open(server, database).await?
+    {
+        let state = look::database(&mut session).await;
+        session.close().await;
+        wanted.check(server, plan::identity(&state?))?;
+    }
     let mut session = Session::open_existing(server, MAINTENANCE).await?;
     let done = drop_all(&mut session, database, ledger).await;
     session.close().await;

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection as _};
 use titan_operator::stores::postgres::{
-    OwnershipRow, OwnershipState, activate, drop_database, ensure, fence, ownership,
+    Database, OwnershipRow, OwnershipState, activate, drop_database, ensure, fence, ownership,
 };
 use titan_planner::cell::{ServerCredentials, ServiceSchema};
 use titan_routing::{Epoch, Key, KeyRange};
 use titan_testbed::Postgres;
+use uuid::Uuid;
 
 use crate::book::Book;
 
@@ -576,4 +577,41 @@ async fn trouble_is_told_apart_and_quickly() {
         "unreachable",
         "this server has no TLS"
     );
+}
+
+#[tokio::test]
+async fn another_database_is_not_taken_for_the_one_that_is_known() {
+    let (server, name) = (server(), "cell_other");
+    let wanted = schemas(name, &SERVICES);
+    let passwords = passwords(&SERVICES);
+    let known = Uuid::now_v7().to_string();
+    let known = Database {
+        name,
+        id: Some(&known),
+    };
+    let book = Book::new();
+    let missing = ensure(&server, known, &wanted, &passwords, &book).await;
+    let error = missing.unwrap_err();
+    assert_eq!(error.category(), "other-database", "{error}");
+    assert_eq!(drop_database(&server, known, &book).await.unwrap(), 0);
+
+    let made = ensure(&server, name, &wanted, &passwords, &Book::new()).await;
+    let id = made.unwrap().id;
+    for error in [
+        ensure(&server, known, &[], &passwords, &book).await.err(),
+        drop_database(&server, known, &book).await.err(),
+    ] {
+        let error = error.unwrap();
+        assert_eq!(error.category(), "other-database", "{error}");
+        assert!(error.to_string().contains(&id), "{error}");
+    }
+    assert_eq!(book.len(), 0, "nothing was written");
+
+    let known = Database {
+        name,
+        id: Some(&id),
+    };
+    let again = ensure(&server, known, &wanted, &passwords, &book).await;
+    assert_eq!((again.unwrap().id, book.len()), (id.clone(), 0));
+    assert!(drop_database(&server, known, &book).await.unwrap() > 0);
 }
