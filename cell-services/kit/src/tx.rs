@@ -126,7 +126,7 @@ impl Tx {
     /// Writes an event to the outbox: it is published if, and only if, this transaction commits.
     ///
     /// # Errors
-    /// When the event cannot be written.
+    /// When the event cannot be written, or is larger than Kafka takes.
     pub async fn emit(&mut self, event: &Event<'_, impl Serialize + Sync>) -> Result<(), Failure> {
         let row = outbox::Row {
             owner: self.owner,

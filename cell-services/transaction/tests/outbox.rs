@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use cell_conformance::{Cell, CellOptions, MINE, fresh, http, key, with_key};
-use cell_kit::Server;
+use cell_kit::metrics::Metrics;
+use cell_kit::ownership::Ownership;
+use cell_kit::{Database, Server, Tx};
 use nix::sys::signal::Signal;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -128,12 +130,16 @@ async fn shared_kafka() -> anyhow::Result<&'static Kafka> {
 }
 
 async fn wait_for_empty_outbox(cell: &Cell) -> anyhow::Result<()> {
+    wait_for_outbox(cell, 0).await
+}
+
+async fn wait_for_outbox(cell: &Cell, expected: i64) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let waiting: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox")
             .fetch_one(&cell.admin)
             .await?;
-        if waiting == 0 {
+        if waiting == expected {
             return Ok(());
         }
         anyhow::ensure!(
@@ -194,6 +200,8 @@ async fn who_commits_late_is_neither_lost_nor_overtaken() -> anyhow::Result<()> 
             .create_from_saga(fresh(key(MINE), purchase(&format!("saga {number}"), false)))
             .await?;
     }
+    // No batch selects them, and they are late all the same.
+    wait_for_lag(&cell, |seconds| seconds > 0.0).await?;
     late.execute("COMMIT").await?;
     let records = topic.read(6)?;
     let types: Vec<_> = records
@@ -211,7 +219,8 @@ async fn who_commits_late_is_neither_lost_nor_overtaken() -> anyhow::Result<()> 
             "OrderPlaced"
         ]
     );
-    wait_for_empty_outbox(&cell).await
+    wait_for_empty_outbox(&cell).await?;
+    wait_for_lag(&cell, |seconds| seconds == 0.0).await
 }
 
 /// Uses up transaction ids until they have a digit more.
@@ -437,4 +446,97 @@ async fn who_publishes_says_how_late_and_nobody_else() -> anyhow::Result<()> {
     }
     let _lease = taking.await??;
     wait_for_lag(&cell, |seconds| seconds == 0.0).await
+}
+
+fn types(records: &[Record]) -> Vec<&str> {
+    let types = records
+        .iter()
+        .map(|record| record.event["eventType"].as_str().unwrap());
+    types.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_another_server_come_first_and_in_their_order() -> anyhow::Result<()> {
+    // As COPY and logical replication write them, with the old server's ids.
+    const COPY: &str = "
+        INSERT INTO outbox (xid, seq, owner_id, event_id, topic, payload, created_at) OVERRIDING SYSTEM VALUE
+        SELECT xid::xid8, seq, 1000, gen_random_uuid(), 'order.events', json_build_object('eventType', type),
+               now() - interval '1 hour'
+          FROM (VALUES ('9000000000', 8, 'second'), ('10000000000', 7, 'fourth'), ('10000000000', 6, 'third'),
+                       -- This server has passed it.
+                       ('5', 9, 'first')) AS old (xid, seq, type)";
+    let kafka = shared_kafka().await?;
+    let (mut cell, topic, _) = start(kafka.bootstrap(), "cell-restored").await?;
+    cell.terminate();
+    cell.ended().await?;
+    let new = "INSERT INTO outbox (owner_id, event_id, topic, payload)
+               VALUES (1000, gen_random_uuid(), 'order.events', '{\"eventType\": \"new\"}')";
+    cell.admin.execute(new).await?;
+    cell.admin.execute(COPY).await?;
+    cell.serve().await?;
+    let records = topic.read(5)?;
+    assert_eq!(
+        types(&records),
+        ["first", "second", "third", "fourth", "new"]
+    );
+
+    // And when they come while a replica publishes.
+    cell.admin.execute(COPY).await?;
+    wait_for_empty_outbox(&cell).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_kafka_refuses_takes_none_before_it_along() -> anyhow::Result<()> {
+    const WRITE: &str = "
+        INSERT INTO outbox (owner_id, event_id, topic, payload)
+        SELECT 1000, gen_random_uuid(), 'order.events',
+               json_build_object('eventType', type, 'data', repeat('x', size))
+          FROM unnest($1::text[], $2::int[]) WITH ORDINALITY AS event (type, size, place) ORDER BY place";
+    let kafka = shared_kafka().await?;
+    let (cell, topic, _) = start(kafka.bootstrap(), "cell-refused").await?;
+    // Written by a release that had no limit.
+    sqlx::query(WRITE)
+        .bind(["first", "second", "large", "last"])
+        .bind([1, 1, 1_000_000, 1])
+        .execute(&cell.admin)
+        .await?;
+    wait_for_outbox(&cell, 2).await?;
+    // What on call does.
+    let large = "DELETE FROM outbox WHERE length(payload) > 1000000";
+    assert_eq!(cell.admin.execute(large).await?.rows_affected(), 1);
+    wait_for_empty_outbox(&cell).await?;
+    assert_eq!(types(&topic.read(3)?), ["first", "second", "last"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_too_large_is_refused_to_its_writer() -> anyhow::Result<()> {
+    let kafka = shared_kafka().await?;
+    let (cell, topic, _) = start(kafka.bootstrap(), "cell-large").await?;
+    let ownership = Ownership::new("cell-large", "cell-large", cell.tables());
+    let metrics = Metrics::new(SERVICE.name, SERVICE.descriptor)?;
+    let database = Database::new(&cell.config.postgres, ownership, metrics)?;
+    let ownership = database.ownership();
+    let owner = ownership.check(key(MINE), ownership.epoch()).await?;
+    let mut tx = Tx::begin(&database, owner).await?;
+    let mut emitted = Vec::new();
+    // The envelope adds some hundred bytes.
+    for size in [989_000, 990_000] {
+        let event = cell_kit::Event {
+            topic: "order.events",
+            event_type: "Large",
+            aggregate_id: tx.new_id(),
+            data: &"x".repeat(size),
+        };
+        emitted.push(tx.emit(&event).await);
+    }
+    assert!(emitted[0].is_ok(), "{emitted:?}");
+    let status = tonic::Status::from(emitted.pop().unwrap().unwrap_err());
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+    assert!(status.message().contains("event Large of "), "{status:?}");
+    // What is not refused gets through.
+    tx.commit(&database).await?;
+    wait_for_empty_outbox(&cell).await?;
+    assert_eq!(types(&topic.read(1)?), ["Large"]);
+    Ok(())
 }

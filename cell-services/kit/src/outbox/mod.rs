@@ -4,6 +4,9 @@
 //! commit late. The publisher reads rows whose transaction is below the oldest one that still runs: all of
 //! those are decided, and none can appear among them later. A transaction that stays open holds back the
 //! events of all; the service's own sessions are ended when they idle in one.
+//!
+//! One event that Kafka does not take would hold back all after it, for ever. So it is refused where it is
+//! written, while somebody can still be told.
 
 mod publisher;
 
@@ -16,6 +19,10 @@ use crate::Failure;
 use crate::ownership::Owner;
 
 pub(crate) use publisher::{Publisher, PublisherConfig};
+
+/// The largest event, in bytes. The publisher's client takes 1,000,000 for a whole record, and a broker by
+/// default a little more; the difference is for the key, the headers' names, the event's id and the framing.
+const LARGEST: usize = 990_000;
 
 /// An event of a service.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +80,14 @@ pub(crate) async fn write(
         traceparent: row.traceparent,
     })
     .map_err(|error| Failure::Corrupt(error.to_string()))?;
+    // The trace travels twice, as a header also, and is as long as the caller makes it.
+    let size = payload.len() + row.traceparent.map_or(0, str::len);
+    if size > LARGEST {
+        return Err(Failure::invalid(format!(
+            "event {} of {} would have {size} bytes, and Kafka takes {LARGEST}; ask for less in one request",
+            event.event_type, event.aggregate_id
+        )));
+    }
     sqlx::query(
         "INSERT INTO outbox (owner_id, event_id, topic, payload, traceparent) VALUES ($1, $2, $3, $4, $5)",
     )
