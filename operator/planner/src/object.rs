@@ -1,5 +1,6 @@
 //! Desired Kubernetes objects as values.
 
+mod claims;
 mod drift;
 mod json;
 
@@ -7,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use claims::{kept_volumes, on_live_volumes};
 pub use drift::{covers, drift, takeover};
 pub use json::Json;
 

@@ -10,7 +10,7 @@ use common::{Setup, credentials, from_yaml};
 use serde_json::Value;
 use titan_crds::Databases;
 use titan_planner::cell::{ValidatedCell, build};
-use titan_planner::object::{Kind, Object, drift, takeover};
+use titan_planner::object::{Kind, Object, drift, kept_volumes, on_live_volumes, takeover};
 use titan_testbed::Apiserver;
 
 const APPLY: [&str; 4] = [
@@ -69,6 +69,10 @@ fn create(apiserver: &Apiserver, objects: &[Object], args: &[&str]) {
     for object in objects {
         writeln!(text, "---\n{}", object.body()).unwrap();
     }
+    send(apiserver, &text, args);
+}
+
+fn send(apiserver: &Apiserver, text: &str, args: &[&str]) {
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     std::fs::write(file.path(), text).unwrap();
     let path = file.path().display().to_string();
@@ -148,6 +152,65 @@ fn the_apiserver_takes_every_object_and_gives_it_back_without_drift() {
             "{}",
             cell.name
         );
+    }
+}
+
+/// The members of a cell's PostgreSQL.
+fn members(cell: &ValidatedCell) -> Object {
+    let objects = build(cell, &credentials(cell)).unwrap().objects;
+    let is = |object: &Object| object.kind == Kind::StatefulSet && object.name == "postgres";
+    objects.into_iter().find(is).unwrap()
+}
+
+#[test]
+fn other_volumes_hold_up_nothing_else() {
+    let apiserver = titan_testbed::apiserver().unwrap();
+    let stored = |storage: &str, memory: &str| {
+        let mut setup = Setup::standard();
+        setup.cell.spec.databases = from_yaml(&format!(
+            "{{ postgres: {{ storage: {storage}, resources: {{ limits: {{ memory: {memory} }} }} }} }}"
+        ));
+        setup
+    };
+    let storages = [
+        "{ persistent: { size: 10Gi } }",
+        "{ persistent: { size: 20Gi } }",
+        "{ persistent: { size: 10Gi, storageClassName: fast } }",
+        "{ ephemeral: { sizeLimit: 10Gi } }",
+    ];
+    for (number, before) in storages.into_iter().enumerate() {
+        let name = format!("built-volumes-{number}");
+        let cell = named(stored(before, "2Gi"), &name);
+        let created = build(&cell, &credentials(&cell)).unwrap().objects;
+        create(apiserver, &created, &["create"]);
+        for after in storages {
+            // And with the change comes another, which has to get there.
+            let planned = members(&named(stored(after, "3Gi"), &name));
+            let found = || -> Value {
+                let path = format!("/apis/apps/v1/namespaces/{name}/statefulsets/postgres");
+                let text = apiserver.kubectl(&["get", "--raw", &path]).unwrap();
+                serde_json::from_str(&text).unwrap()
+            };
+            let was = found();
+            assert_eq!(
+                kept_volumes(&was, &planned.body()).is_some(),
+                before != after
+            );
+            let kept = on_live_volumes(&was, planned.body());
+            send(apiserver, &kept.to_string(), &APPLY);
+            let now = found();
+            assert_eq!(drift(&now, &kept), None, "{before} to {after}");
+            assert_eq!(drift(&now, &on_live_volumes(&now, planned.body())), None);
+            let volumes = |set: &Value| {
+                [
+                    set["spec"]["volumeClaimTemplates"].clone(),
+                    set["spec"]["template"]["spec"]["volumes"].clone(),
+                ]
+            };
+            assert_eq!(volumes(&now), volumes(&was), "{before} to {after}");
+            let limits = &now["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"];
+            assert_eq!(limits["memory"], "3Gi");
+        }
     }
 }
 

@@ -391,6 +391,34 @@ const CASES: &[(Break, &str, &[&str])] = &[
         &["exactly one"],
     ),
     (
+        |s| {
+            databases(
+                s,
+                "{ postgres: { resources: { limits: { memory: 1Gi } } } }",
+            );
+            entry(s, "user").replicas = 300;
+        },
+        "InvalidDatabases",
+        &["6200 connections", "1Gi bears 4096", "2Gi or more"],
+    ),
+    (
+        |s| {
+            databases(
+                s,
+                "{ postgres: { resources: { limits: { memory: 1Ti } } } }",
+            );
+            for number in 0..20 {
+                let mut more = entry(s, "user").clone();
+                more.name = format!("more-{number}");
+                more.port = 51_000 + number;
+                more.replicas = 1000;
+                s.profile.spec.services.push(more);
+            }
+        },
+        "InvalidDatabases",
+        &["260000 at most", "lower replicas"],
+    ),
+    (
         |s| databases(s, "{ redis: { storage: { persistent: { size: much } } } }"),
         "InvalidDatabases",
         &["databases.redis.storage.persistent.size", "`much`"],

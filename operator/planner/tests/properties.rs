@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{Setup, credentials};
+use common::{Setup, credentials, from_yaml};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use titan_crds::{Autoscaling, ResourceList, Resources, ServiceEntry, Stores, Topic};
-use titan_planner::cell::{build, render};
-use titan_planner::object::{Stage, canonical, covers};
+use titan_planner::cell::{build, patroni_dynamic_configuration, render};
+use titan_planner::object::{Kind, Object, Stage, canonical, covers};
 
 /// One service, before it has a place among others.
 fn service() -> impl Strategy<Value = ServiceEntry> {
@@ -92,6 +92,9 @@ fn profile() -> impl Strategy<Value = Vec<ServiceEntry>> {
 fn setup(services: Vec<ServiceEntry>) -> Setup {
     let mut setup = Setup::quickstart();
     setup.profile.spec.services = services;
+    // Bears what any of these profiles may open.
+    setup.cell.spec.databases =
+        from_yaml("{ postgres: { resources: { limits: { memory: 4Gi } } } }");
     setup
 }
 
@@ -154,6 +157,37 @@ proptest! {
             let annotations = &object.body()["metadata"]["annotations"];
             prop_assert_eq!(annotations["titan.dev/desired-hash"].as_str(), Some(object.hash.as_str()));
         }
+    }
+
+    #[test]
+    fn postgres_takes_all_pods_of_a_rollout_of_everything(services in profile()) {
+        let cell = setup(services).valid();
+        let desired = build(&cell, &credentials(&cell)).unwrap();
+        let of_kind = |kind: Kind| desired.objects.iter().filter(move |object| object.kind == kind).map(Object::body);
+        let environment = of_kind(Kind::ConfigMap).find(|map| map["metadata"]["name"] == "cell-environment").unwrap();
+        let pool: u64 = environment["data"]["TITAN_DB_POOL"].as_str().unwrap().parse().unwrap();
+        let mut needed = 0;
+        for deployment in of_kind(Kind::Deployment) {
+            let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+            if !container["env"].as_array().unwrap().iter().any(|variable| variable["name"] == "PGUSER") {
+                continue;
+            }
+            let autoscaler = of_kind(Kind::HorizontalPodAutoscaler)
+                .find(|autoscaler| autoscaler["metadata"]["name"] == deployment["metadata"]["name"]);
+            let pods = match &autoscaler {
+                Some(autoscaler) => &autoscaler["spec"]["maxReplicas"],
+                None => &deployment["spec"]["replicas"],
+            };
+            let surge = deployment["spec"]["strategy"]["rollingUpdate"]["maxSurge"].as_u64().unwrap();
+            let pods = pods.as_u64().unwrap();
+            // Each with its pool, its watcher and its publisher. All old ones may still drain when all new ones are there.
+            let most = if pods == 0 { 0 } else { (pods + surge).max(2 * pods) };
+            needed += most * (pool + 2);
+        }
+        let settings = patroni_dynamic_configuration(&cell).unwrap();
+        let connections = settings["postgresql"]["parameters"]["max_connections"].as_u64().unwrap();
+        prop_assert!(connections >= needed + 50, "{} for {} and the rest", connections, needed);
+        prop_assert_eq!(connections % 100, 0, "a pod more is no other value");
     }
 
     #[test]

@@ -337,6 +337,68 @@ fn patronis_store_follows_the_cell_and_keeps_what_is_not_ours() {
 }
 
 #[test]
+fn max_connections_follows_the_size_of_a_cell_in_large_steps() {
+    let connections = |services: usize, replicas: i32| {
+        let mut setup = Setup::standard();
+        let mut one = setup.profile.spec.services.remove(0);
+        one.autoscaling = None;
+        one.replicas = replicas;
+        one.depends_on.clear();
+        setup.profile.spec.services = (0..services)
+            .map(|number| {
+                let mut one = one.clone();
+                one.name = format!("service-{number}");
+                one.port = 50_000 + i32::try_from(number).unwrap();
+                one
+            })
+            .collect();
+        let settings = patroni_dynamic_configuration(&setup.valid()).unwrap();
+        settings["postgresql"]["parameters"]["max_connections"].clone()
+    };
+    for (services, replicas, expected) in [
+        // What cells had before it was counted: they are not restarted.
+        (1, 1, 1000),
+        (35, 1, 1000),
+        // 35 * 3 pods, as many again that drain, ten connections each, 35 migrations, and the rest.
+        (35, 3, 2200),
+        (34, 3, 2200),
+        (36, 3, 2300),
+    ] {
+        assert_eq!(
+            connections(services, replicas),
+            expected,
+            "{services} of {replicas}"
+        );
+    }
+}
+
+#[test]
+fn another_max_connections_reaches_the_members_and_patronis_store() {
+    let cell = Setup::standard().valid();
+    let before = patroni_dynamic_configuration(&cell).unwrap();
+    let mut larger = Setup::standard();
+    larger.profile.spec.services[2].replicas = 60;
+    let larger = larger.valid();
+    let store = patroni_reconfiguration(&larger, &before.to_string()).unwrap();
+    let store: serde_json::Value = serde_json::from_str(&store).unwrap();
+    let after = &store["postgresql"]["parameters"]["max_connections"];
+    assert_ne!(
+        *after,
+        before["postgresql"]["parameters"]["max_connections"]
+    );
+    // Patroni does not restart PostgreSQL for it: the members are rolled.
+    let members = |cell: &ValidatedCell| {
+        let desired = build(cell, &credentials(cell)).unwrap();
+        let set = desired
+            .objects
+            .iter()
+            .find(|object| object.kind == Kind::StatefulSet && object.name == "postgres");
+        set.unwrap().body()["spec"]["template"].clone()
+    };
+    assert_ne!(members(&cell), members(&larger));
+}
+
+#[test]
 fn passwords_that_are_missing_are_named() {
     let cell = Setup::quickstart().valid();
     let whole = credentials(&cell);

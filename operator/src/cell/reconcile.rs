@@ -33,7 +33,7 @@ use crate::cell::services::{
     step_of,
 };
 use crate::cluster::{
-    ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune,
+    ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
 };
 use crate::context::Context;
 use crate::finalizer::hold;
@@ -385,10 +385,15 @@ impl Pass<'_> {
         } else {
             format!("serves, and {}", cache.join("; "))
         };
+        let mut message = vec![format!(
+            "PostgreSQL has {} schemas, Redis {cache}",
+            sql.schemas
+        )];
+        message.extend(volumes_kept(&self.desired.objects, self.live));
         Ok(Ok(Databases {
             id: sql.id,
             owned: sql.owned,
-            message: format!("PostgreSQL has {} schemas, Redis {cache}", sql.schemas),
+            message: message.join("; "),
         }))
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use titan_crds::ReclaimPolicy;
-use titan_planner::object::{Kind, Object, drift};
+use titan_planner::object::{Kind, Object, drift, kept_volumes};
 
-use crate::cluster::client::ClientError;
+use crate::cluster::client::{ClientError, on_what_is_there};
 use crate::cluster::{LiveObject, LiveObjects, ObjectClient, is_conflict};
 
 /// How many writes of one cell are under way at once.
@@ -163,13 +163,29 @@ fn is_as_planned(object: &Object, live: &LiveObject) -> bool {
     if live.desired_hash() != Some(object.hash.as_str()) {
         return false;
     }
-    match drift(&live.body(), &object.body()) {
+    let body = live.body();
+    match drift(&body, &on_what_is_there(&body, object.body())) {
         None => true,
         Some(path) => {
             tracing::info!(kind = ?object.kind, name = object.name, path, "repairing drift");
             false
         }
     }
+}
+
+/// In what StatefulSets keep other volumes than are planned, in phrases for people: see [`on_live_volumes`].
+///
+/// [`on_live_volumes`]: titan_planner::object::on_live_volumes
+#[must_use]
+pub fn volumes_kept(desired: &[Object], live: &LiveObjects) -> Vec<String> {
+    desired
+        .iter()
+        .filter(|object| object.kind == Kind::StatefulSet)
+        .filter_map(|object| {
+            let live = live.get(object.kind, &object.name)?;
+            kept_volumes(&live.body(), &object.body())
+        })
+        .collect()
 }
 
 /// Deletes what the operator made and the plan no longer names. Data stays under [`ReclaimPolicy::Retain`].
@@ -212,4 +228,50 @@ pub async fn remove(scope: Scope<'_>, live: &LiveObject) -> Result<(), ApplyErro
 /// made anew at any time.
 fn holds_data(live: &LiveObject) -> bool {
     live.annotation(titan_planner::object::HOLDS_DATA).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use titan_planner::object::{Json, Stage};
+
+    use super::*;
+
+    fn planned(size: &str, replicas: u32) -> Object {
+        let claim = json!({
+            "metadata": {"name": "data"},
+            "spec": {"resources": {"requests": {"storage": size}}},
+        });
+        let set = json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "postgres"},
+            "spec": {"replicas": replicas, "volumeClaimTemplates": [claim]},
+        });
+        Object::new(Kind::StatefulSet, Stage::Stores, true, &set).unwrap()
+    }
+
+    /// What the apiserver has once `planned` was applied to a StatefulSet with claims of another size.
+    fn applied(planned: &Object, size: &str) -> LiveObject {
+        let mut body = planned.body();
+        body["metadata"]["uid"] = "u".into();
+        body["metadata"]["resourceVersion"] = "1".into();
+        let storage = "/spec/volumeClaimTemplates/0/spec/resources/requests/storage";
+        *body.pointer_mut(storage).unwrap() = Value::from(size);
+        LiveObject::new(Kind::StatefulSet, Json::from(&body)).unwrap()
+    }
+
+    #[test]
+    fn volumes_that_cannot_be_changed_are_told_and_are_no_drift() {
+        let grown = planned("20Gi", 3);
+        let live = applied(&grown, "10Gi");
+        assert!(is_as_planned(&grown, &live), "it is written once");
+        assert!(!is_as_planned(&planned("20Gi", 1), &live));
+        let mut all = LiveObjects::default();
+        let desired = [grown];
+        assert_eq!(volumes_kept(&desired, &all), Vec::<String>::new(), "new");
+        all.insert(live);
+        let told = volumes_kept(&desired, &all);
+        assert!(told[0].contains("claims of 10Gi"), "{told:?}");
+        all.insert(applied(&desired[0], "20Gi"));
+        assert_eq!(volumes_kept(&desired, &all), Vec::<String>::new());
+    }
 }

@@ -9,7 +9,7 @@ use kube::core::Request;
 use kube::{Client, Error};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, takeover};
+use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, on_live_volumes, takeover};
 
 use crate::cluster::LiveObject;
 use crate::cluster::json::LeanText;
@@ -133,7 +133,7 @@ impl<'a> ObjectClient<'a> {
     /// When the apiserver refuses, or the object changed since it was read.
     pub async fn apply(&self, object: &Object, live: &LiveObject) -> Result<(), ClientError> {
         let live = live.body();
-        let desired = left_to_others(&live, object.body());
+        let desired = on_what_is_there(&live, object.body());
         if let Some(patch) = preparation(&live, &desired) {
             let parameters = PatchParams {
                 field_manager: Some(MANAGER.to_owned()),
@@ -250,10 +250,13 @@ struct WrittenMetadata {
     resource_version: Option<String>,
 }
 
-/// What is desired, with what is there of that which the plan leaves to somebody else: the replicas of a Deployment that an
-/// autoscaler sets. A field that was ours and is not named any more would be removed, and the apiserver's default of one pod
-/// would take its place. As soon as the autoscaler sets another number, it is the autoscaler's.
-fn left_to_others(live: &Value, mut desired: Value) -> Value {
+/// What is desired, with what is there of that which the plan leaves to somebody else, or which nobody can change.
+///
+/// The replicas of a Deployment that an autoscaler sets: a field that was ours and is not named any more would be removed, and
+/// the apiserver's default of one pod would take its place. As soon as the autoscaler sets another number, it is the
+/// autoscaler's. And the volumes of a StatefulSet, so that its cell is kept up and upgraded whatever its spec says of them.
+pub(super) fn on_what_is_there(live: &Value, desired: Value) -> Value {
+    let mut desired = on_live_volumes(live, desired);
     let replicas = live.pointer("/spec/replicas").cloned();
     if desired["kind"] == "Deployment"
         && let Some(replicas) = replicas
@@ -343,11 +346,11 @@ mod tests {
     fn replicas_that_nobody_plans_stay_what_they_are() {
         let live = json!({"spec": {"replicas": 7}});
         let planned = |spec: Value| json!({"kind": "Deployment", "spec": spec});
-        let replicas = |desired| left_to_others(&live, desired)["spec"]["replicas"].clone();
+        let replicas = |desired| on_what_is_there(&live, desired)["spec"]["replicas"].clone();
         assert_eq!(replicas(planned(json!({}))), 7);
         assert_eq!(replicas(planned(json!({"replicas": 3}))), 3);
         let set = json!({"kind": "StatefulSet", "spec": {}});
-        assert_eq!(left_to_others(&live, set.clone()), set);
+        assert_eq!(on_what_is_there(&live, set.clone()), set);
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod client;
 mod json;
 mod live;
 
-pub use apply::{Applied, ApplyError, Scope, apply_stage, prune, remove};
+pub use apply::{Applied, ApplyError, Scope, apply_stage, prune, remove, volumes_kept};
 pub use client::{ClientError, ObjectClient, is_conflict, is_forbidden, is_not_found};
 pub(crate) use json::Lean;
 pub use live::{LiveObject, LiveObjects, number};

@@ -26,3 +26,4 @@ mod patroni;
 mod refusals;
 mod schema;
 mod stale;
+mod volumes;

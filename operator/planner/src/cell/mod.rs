@@ -1,6 +1,7 @@
 //! One cell: from its spec to everything it consists of.
 
 mod build;
+mod connections;
 mod model;
 pub mod names;
 pub mod quantity;

@@ -8,6 +8,7 @@ use titan_crds::RedisTopology;
 
 use super::Objects;
 use super::pod::{Checksum, secret_variable, variable};
+use crate::cell::connections::POOL;
 use crate::cell::model::{
     Credentials, Invalid, PostgresPlan, RedisPlan, ServerCredentials, ValidatedCell,
     ValidatedService,
@@ -205,6 +206,8 @@ fn shared(
         ("PGPORT", database.port),
         ("PGDATABASE", cell.database()),
         ("PGSSLMODE", sslmode.to_owned()),
+        // Said rather than left to the services: PostgreSQL's max_connections is counted with it.
+        ("TITAN_DB_POOL", POOL.to_string()),
         (
             "TITAN_REDIS_ADDRS",
             format!("redis://{}:{}", cache.host, cache.port),

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cell::connections::max_connections;
 use crate::cell::model::{PostgresPlan, ValidatedCell};
 use crate::cell::names::{NAME_LABEL, PATRONI_PORT, POSTGRES, POSTGRES_PORT};
 use crate::cell::quantity::Quantity;
@@ -30,10 +31,6 @@ const BIN_DIRECTORY: &str = "/usr/lib/postgresql/15/bin";
 const TTL: u32 = 20;
 const LOOP_WAIT: u32 = 5;
 const RETRY_TIMEOUT: u32 = 5;
-
-/// 35 services with three replicas and a pool of eight each, and room for the operator and for people. A connection that
-/// nobody opens costs a few kilobytes of shared memory.
-const MAX_CONNECTIONS: u32 = 1000;
 
 /// The settings that Patroni keeps for the whole cluster in its own store; None where PostgreSQL is external.
 ///
@@ -65,11 +62,13 @@ pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
         "postgresql": {
             "use_pg_rewind": true,
             "use_slots": true,
-            // All of these must agree on all members, or a standby stops.
+            // None of these may be less on a standby than on its leader. They need a restart, which each member gets one after
+            // the other, since the configuration file with them is another one, too. A standby whose leader has more by then
+            // pauses its replay, and Patroni, which sees that, starts it with what is here; one that had more keeps it.
             "parameters": {
                 // Logical, so that a range can be moved to another cell.
                 "wal_level": "logical",
-                "max_connections": MAX_CONNECTIONS,
+                "max_connections": max_connections(&cell.services),
                 "max_wal_senders": 20,
                 "max_replication_slots": 20,
                 // A standby that has lost its leader looks for the next one this often; the default is 5 s.

@@ -13,6 +13,7 @@ use titan_crds::{
 };
 use titan_routing::{Key, KeyRange};
 
+use super::connections::bearable;
 use super::model::{Invalid, ServiceSchema, ValidatedCell, database_name};
 use crate::Observed;
 
@@ -120,7 +121,7 @@ pub fn validate(
     let schemas = schemas(&database, &services)?;
     let topics = services::topics(&name, profile_name, entries, *replication_factor)?;
 
-    Ok(ValidatedCell {
+    let valid = ValidatedCell {
         uid: cell.metadata.uid.clone().unwrap_or_default(),
         fleet: fleet_name.clone(),
         range,
@@ -146,7 +147,9 @@ pub fn validate(
         schemas,
         topics,
         name,
-    })
+    };
+    bearable(&valid)?;
+    Ok(valid)
 }
 
 fn known_profile<'a>(
