@@ -72,6 +72,7 @@ fn written(
         paused,
         steps,
         assignment: None,
+        database_id: None,
         services: None,
     })
 }

@@ -60,7 +60,7 @@ impl Scene {
     }
 
     fn wait(&self, what: &str, done: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(3);
         while !done(self) {
             if Instant::now() > deadline {
                 let cells = self.kubectl(&["get", "cells", "-o", "wide"]);
