@@ -74,7 +74,8 @@ async fn the_router_restarts_without_a_failed_request_of_clients_that_keep_their
     let cells = [("cell-001", &*a.endpoint())];
     let table = table(1, vec![row(0, 9, "cell-001", Active)], &cells);
     let mut config = config();
-    config.drain.delay = Span(Duration::from_millis(500));
+    // The test waits until the clients have moved, however long that takes.
+    config.drain.delay = Span(Duration::ZERO);
     let mut current = router(config.clone(), Some(&table)).await;
     config.listen = current.listen;
     let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
@@ -92,8 +93,13 @@ async fn the_router_restarts_without_a_failed_request_of_clients_that_keep_their
     for _ in 0..3 {
         more().await;
         let next = router(config.clone(), Some(&table)).await;
-        let ended = std::mem::replace(&mut current, next).drain().await;
-        assert!(ended, "everything ended in time");
+        let last = std::mem::replace(&mut current, next);
+        last.shared.phase.send_replace(Phase::Leaving);
+        until("the clients to move", || {
+            last.shared.metrics.connections() == 0
+        })
+        .await;
+        assert!(last.drain().await, "everything ended in time");
     }
     more().await;
     stop.store(true, SeqCst);

@@ -244,15 +244,13 @@ async fn a_registry_that_lies_is_refused_and_traffic_goes_on() {
         let lines = router.log.lock().unwrap().len();
         registry.mode.send_replace(lie);
         router.reaches(&metric, |count| count > before).await;
-        let logged = router.log.lock().unwrap()[lines..].iter().any(|line| {
-            let message = line["message"].as_str().unwrap_or_default();
-            line["level"] == "WARN" && line["reason"] == reason && message.contains(says)
-        });
-        assert!(
-            logged,
-            "{what}: {:#?}",
-            &router.log.lock().unwrap()[lines..]
-        );
+        support::until(&format!("a warning of {what}"), || {
+            router.log.lock().unwrap()[lines..].iter().any(|line| {
+                let message = line["message"].as_str().unwrap_or_default();
+                line["level"] == "WARN" && line["reason"] == reason && message.contains(says)
+            })
+        })
+        .await;
         assert_eq!(
             router.metric("cell_router_table_epoch").await,
             5.0,

@@ -107,8 +107,11 @@ async fn refusing_pod() -> Pod {
 async fn a_stale_epoch_is_retried_once_with_the_newer_table() {
     let (a, b) = (refusing_pod().await, pod("b").await);
     let cells = [("cell-001", &*a.endpoint()), ("cell-002", &*b.endpoint())];
+    let mut config = config();
+    // The test may be slow with the newer table.
+    config.retry.table_wait = Span(support::PATIENCE);
     let router = router(
-        config(),
+        config,
         Some(&table(1, vec![row(0, 9, "cell-001", Active)], &cells)),
     )
     .await;
@@ -159,9 +162,9 @@ async fn requests_wait_for_a_range_that_moves_and_then_fail_open() {
     let (a, b) = (pod("a").await, pod("b").await);
     let cells = [("cell-001", &*a.endpoint()), ("cell-002", &*b.endpoint())];
     let mut config = config();
-    config.hold.max_wait = Span(Duration::from_millis(300));
+    config.hold.max_wait = Span(support::PATIENCE);
     let router = router(
-        config,
+        config.clone(),
         Some(&table(1, vec![row(0, 9, "cell-001", Moving)], &cells)),
     )
     .await;
@@ -181,6 +184,8 @@ async fn requests_wait_for_a_range_that_moves_and_then_fail_open() {
     assert_eq!(waiting.await.unwrap().pod(), "b");
     assert_eq!(a.requests(), 0);
 
+    config.hold.max_wait = Span(Duration::from_millis(300));
+    router.shared.use_config(config).unwrap();
     router
         .shared
         .use_table(table(3, vec![row(0, 9, "cell-001", Moving)], &cells));
@@ -275,7 +280,7 @@ async fn pods_restart_one_after_the_other_without_a_failed_request() {
         let new = pod("new").await;
         let old = std::mem::replace(&mut pods[round], new);
         // As in Kubernetes: the addresses change a little later than the pod learns that it has to go.
-        old.stop_gracefully();
+        old.stop_gracefully().await;
         load.more(200).await;
         config.hosts.insert(name.into(), addresses(&pods));
         router.shared.use_config(config.clone()).unwrap();

@@ -384,7 +384,7 @@ fn run(test: impl Future<Output = Result<Vec<u8>, Error>>) -> Vec<u8> {
         .enable_all()
         .build()
         .unwrap();
-    let patience = std::time::Duration::from_secs(10);
+    let patience = std::time::Duration::from_mins(1);
     let test = async { tokio::time::timeout(patience, test).await };
     let ended = LocalSet::new().block_on(&runtime, test);
     let Ok(ended) = ended else {

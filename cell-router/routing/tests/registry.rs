@@ -110,7 +110,8 @@ fn config(addresses: &[SocketAddr]) -> RegistryConfig {
         client: "test".into(),
         backoff_min: Duration::from_millis(10),
         backoff_max: Duration::from_millis(50),
-        heartbeat_timeout: Duration::from_millis(400),
+        // Heartbeats may be late on a machine that stalls.
+        heartbeat_timeout: Duration::from_secs(20),
         ..RegistryConfig::new("main", &list.join(","))
     }
 }
@@ -305,6 +306,8 @@ async fn an_older_table_is_never_taken() {
     let (address, _server) = serve(service(tables)).await;
     let mut config = config(&[address]);
     config.state_dir = Some(directory.path().to_owned());
+    // For so long it may stay behind, too.
+    config.heartbeat_timeout = Duration::from_secs(2);
     let seen = Arc::new(Seen::default());
     let client = RegistryClient::start(config, seen.clone());
     // The registry stays at epoch 4: it is left and tried again, and that is counted.
@@ -374,16 +377,20 @@ async fn the_same_epoch_with_other_content_is_refused() {
 
 #[tokio::test]
 async fn a_silent_registry_is_left() {
+    let config = |address| RegistryConfig {
+        heartbeat_timeout: Duration::from_millis(400),
+        ..config(&[address])
+    };
     let (silent, _server) = serve(Scripted(vec![snapshot(&table(3, 5))])).await;
     let seen = Arc::new(Seen::default());
-    let client = RegistryClient::start(config(&[silent]), seen.clone());
+    let client = RegistryClient::start(config(silent), seen.clone());
     seen.refusal(Refusal::Stalled).await;
     assert_eq!(client.table().epoch(), Epoch(3));
 
     // One that accepts the connection and never says a word.
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let seen = Arc::new(Seen::default());
-    let _client = RegistryClient::start(config(&[mute.local_addr().unwrap()]), seen.clone());
+    let _client = RegistryClient::start(config(mute.local_addr().unwrap()), seen.clone());
     seen.refusal(Refusal::Stalled).await;
 }
 

@@ -86,11 +86,16 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
             }
         }
     }
-    // Connections that the kernel completed already are served, too.
-    while let Some(Ok((stream, address))) = futures::FutureExt::now_or_never(listener.accept()) {
-        admit(&worker, &clients, stream, address);
+    // Connections that the kernel completed already are served, too. The socket itself is asked: the runtime knows only of
+    // those that came before its last look, and the others would be reset.
+    match listener.into_std() {
+        Ok(listener) => {
+            while let Some((stream, address)) = completed(&listener) {
+                admit(&worker, &clients, stream, address);
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot accept the last connections"),
     }
-    drop(listener);
     for client in clients.borrow().iter().filter_map(Weak::upgrade) {
         client.leave();
     }
@@ -98,6 +103,28 @@ pub async fn serve(worker: Rc<Worker>, listener: TcpListener) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     housekeeping.abort();
+}
+
+/// The next connection that the kernel has completed, if there is one.
+fn completed(listener: &std::net::TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    loop {
+        let accepted = listener.accept().and_then(|(stream, address)| {
+            stream.set_nonblocking(true)?;
+            Ok((TcpStream::from_std(stream)?, address))
+        });
+        match accepted {
+            Ok(accepted) => return Some(accepted),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => return None,
+                // The client left meanwhile; there may be others.
+                io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
+                _ => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    return None;
+                }
+            },
+        }
+    }
 }
 
 fn admit(

@@ -96,12 +96,19 @@ pub fn config() -> Config {
 
 /// A router without a registry, with a table of its own on disk or handed in later.
 pub async fn router(config: Config, table: Option<&RoutingTable>) -> Router {
-    let directory = tempfile::tempdir().unwrap().keep();
+    let directory = tempfile::tempdir().unwrap();
     if let Some(table) = table {
-        TableFile::new(&directory, "main").save(table).unwrap();
+        TableFile::new(directory.path(), "main")
+            .save(table)
+            .unwrap();
     }
     let mut registry = RegistryConfig::new("main", "");
-    registry.state_dir = Some(directory);
+    registry.state_dir = Some(directory.path().to_owned());
+    // It goes with the runtime, and so with the test.
+    tokio::spawn(async move {
+        let _directory = directory;
+        std::future::pending::<()>().await;
+    });
     start(config, registry).await
 }
 
@@ -187,11 +194,15 @@ pub struct Pod {
     pub requests: Arc<AtomicUsize>,
     pub connections: Arc<AtomicUsize>,
     stop: watch::Sender<Stop>,
+    /// Closed when the pod does not listen any more.
+    listening: watch::Receiver<()>,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Stop {
     No,
+    /// No new connections.
+    Accepting,
     Gracefully,
     AtOnce,
 }
@@ -229,14 +240,11 @@ pub async fn pod_at(at: SocketAddr, behaviour: Behaviour) -> Pod {
     let address = listener.local_addr().unwrap();
     let (requests, connections) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let (stop, stopped) = watch::channel(Stop::No);
+    let (listens, listening) = watch::channel(());
     let counters = (requests.clone(), connections.clone());
     tokio::spawn(async move {
         let mut stopping = stopped.clone();
-        loop {
-            let stream = tokio::select! {
-                accepted = listener.accept() => accepted.unwrap().0,
-                _ = stopping.wait_for(|stop| *stop != Stop::No) => return,
-            };
+        let admit = |stream: TcpStream| {
             stream.set_nodelay(true).unwrap();
             counters.1.fetch_add(1, SeqCst);
             tokio::spawn(serve(
@@ -245,13 +253,27 @@ pub async fn pod_at(at: SocketAddr, behaviour: Behaviour) -> Pod {
                 counters.0.clone(),
                 stopped.clone(),
             ));
+        };
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => admit(accepted.unwrap().0),
+                _ = stopping.wait_for(|stop| *stop != Stop::No) => break,
+            }
         }
+        // What the kernel completed already would be reset with the socket.
+        let listener = listener.into_std().unwrap();
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true).unwrap();
+            admit(TcpStream::from_std(stream).unwrap());
+        }
+        drop((listener, listens));
     });
     Pod {
         address,
         requests,
         connections,
         stop,
+        listening,
     }
 }
 
@@ -290,12 +312,14 @@ async fn serve(
             }
         }
     });
-    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    // Clients that leave are no attack, however many of them a pod that stalls finds at once.
+    builder.max_pending_accept_reset_streams(Some(10_000));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let how = tokio::select! {
         _ = connection.as_mut() => return,
-        how = stop.wait_for(|stop| *stop != Stop::No) => how.map_or(Stop::AtOnce, |how| *how),
+        how = stop.wait_for(|stop| *stop >= Stop::Gracefully) => how.map_or(Stop::AtOnce, |how| *how),
     };
     if how == Stop::Gracefully {
         connection.as_mut().graceful_shutdown();
@@ -336,8 +360,12 @@ fn later(time: Duration) -> Response<Answer> {
 }
 
 impl Pod {
-    /// GOAWAY, no new connections, and the end when the last request ended.
-    pub fn stop_gracefully(&self) {
+    /// No new connections, GOAWAY, and the end when the last request ended.
+    pub async fn stop_gracefully(&self) {
+        self.stop.send_replace(Stop::Accepting);
+        // Who is told to leave must not find the door open, to be reset behind it.
+        let mut listening = self.listening.clone();
+        while listening.changed().await.is_ok() {}
         self.stop.send_replace(Stop::Gracefully);
     }
 

@@ -215,6 +215,18 @@ impl Cell {
         self.stop.cancel();
     }
 
+    /// Ends the server and starts it again with other settings, until it is ready.
+    ///
+    /// # Errors
+    /// When it does not end or does not start.
+    pub async fn restart_with(&mut self, change: impl FnOnce(&mut Config)) -> anyhow::Result<()> {
+        self.terminate();
+        self.ended().await?;
+        change(&mut self.config);
+        self.serve().await?;
+        self.wait_ready().await
+    }
+
     /// Waits for the server's end.
     ///
     /// # Errors

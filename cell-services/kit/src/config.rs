@@ -65,6 +65,9 @@ pub struct Config {
     /// How long requests in flight may take to finish after that.
     #[arg(long, env = "TITAN_DRAIN_TIMEOUT_MS", default_value_t = 20_000)]
     pub drain_timeout_ms: u64,
+    /// How long a request that knows a newer routing table waits for this process to learn of it.
+    #[arg(long, env = "TITAN_CATCH_UP_MS", default_value_t = 500)]
+    pub catch_up_ms: u64,
 }
 
 /// What the binary does.
@@ -153,6 +156,14 @@ pub struct PostgresConfig {
         default_value_t = 5_000
     )]
     pub statement_timeout_ms: u64,
+    /// How long a request goes on trying while the leader is away.
+    #[arg(
+        id = "pg_request_budget_ms",
+        long = "pg-request-budget-ms",
+        env = "TITAN_DB_REQUEST_BUDGET_MS",
+        default_value_t = 10_000
+    )]
+    pub request_budget_ms: u64,
 }
 
 /// How to reach Redis.
@@ -237,6 +248,12 @@ impl Config {
     #[must_use]
     pub fn drain_delay(&self) -> Duration {
         Duration::from_millis(self.drain_delay_ms)
+    }
+
+    /// How long a request waits for the routing table that it knows of.
+    #[must_use]
+    pub fn catch_up(&self) -> Duration {
+        Duration::from_millis(self.catch_up_ms)
     }
 
     /// How long requests in flight may take to finish.

@@ -31,8 +31,6 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 const SEARCH_EVERY: Duration = Duration::from_millis(200);
 /// How long the leader may take to answer the watcher.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1_500);
-/// How long a request goes on trying.
-const REQUEST_BUDGET: Duration = Duration::from_secs(10);
 
 /// What runs on a connection that may not write, and may run again.
 pub type Query<'c, R> = BoxFuture<'c, Result<R, Failure>>;
@@ -47,6 +45,8 @@ struct Inner {
     options: PgConnectOptions,
     connections: u32,
     attempt: Duration,
+    /// How long a request goes on trying.
+    budget: Duration,
     pool: ArcSwap<PgPool>,
     generation: watch::Sender<u64>,
     ownership: Ownership,
@@ -114,6 +114,7 @@ impl Database {
                 options,
                 connections: postgres.pool,
                 attempt: Duration::from_millis(statement_timeout) + Duration::from_millis(500),
+                budget: Duration::from_millis(postgres.request_budget_ms),
                 pool: ArcSwap::from_pointee(pool),
                 generation: watch::Sender::new(0),
                 ownership,
@@ -212,7 +213,7 @@ impl Database {
         what: &'static str,
         attempt: impl Fn() -> BoxFuture<'a, Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        let deadline = Instant::now() + REQUEST_BUDGET;
+        let deadline = Instant::now() + self.inner.budget;
         let mut pause = Duration::from_millis(5);
         loop {
             let mut generation = self.inner.generation.subscribe();

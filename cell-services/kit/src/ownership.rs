@@ -22,7 +22,7 @@ pub const NOT_OWNED: &str = "TC001";
 /// SQLSTATE of a write that did not pass the guard.
 pub const UNGUARDED: &str = "TC002";
 
-/// How long a request that knows a newer epoch waits for this process to learn of it.
+/// How long a request that knows a newer epoch waits for this process to learn of it, unless something else is said.
 const CATCH_UP: Duration = Duration::from_millis(500);
 
 /// The view of this process on who owns what.
@@ -31,6 +31,7 @@ pub struct Ownership {
     cell: Arc<str>,
     home: Arc<str>,
     table: watch::Receiver<Arc<RoutingTable>>,
+    catch_up: Duration,
 }
 
 /// A key that this cell owned when it was looked up, and since which epoch.
@@ -62,7 +63,14 @@ impl Ownership {
             cell: cell.into(),
             home: home.into(),
             table,
+            catch_up: CATCH_UP,
         }
+    }
+
+    /// The same, with requests that wait so long for a newer table.
+    #[must_use]
+    pub fn with_catch_up(self, catch_up: Duration) -> Self {
+        Ownership { catch_up, ..self }
     }
 
     /// The cell that this process computes for.
@@ -111,7 +119,7 @@ impl Ownership {
     async fn wait_until(&self, arrived: impl Fn(&RoutingTable) -> bool) {
         let mut table = self.table.clone();
         // Neither a time-out nor a registry that is gone changes the answer: the table in hand decides.
-        let _ = tokio::time::timeout(CATCH_UP, table.wait_for(|table| arrived(table))).await;
+        let _ = tokio::time::timeout(self.catch_up, table.wait_for(|table| arrived(table))).await;
     }
 
     fn decide(&self, key: Key) -> Result<Owner, NotOwned> {

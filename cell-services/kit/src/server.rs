@@ -28,6 +28,13 @@ use crate::service::{OUTBOX, Service, Store};
 /// How often missing migrations are looked for.
 const LOOK_FOR_MIGRATIONS: Duration = Duration::from_millis(500);
 
+/// How much of one request's body is taken in before the service reads it.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same of all requests of a connection, which those of many clients share. h2 ends a connection when its service leaves
+/// too many small frames unread, and half of this is what they may cost: 256 bytes each, less their own. A window that adapts
+/// begins with 65,535 bytes, and so with 128 such frames.
+const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+
 /// A service that listens.
 #[derive(Debug)]
 pub struct Server {
@@ -59,7 +66,8 @@ impl Server {
         config: Config,
         table: watch::Receiver<Arc<RoutingTable>>,
     ) -> Result<Self, StartError> {
-        let ownership = Ownership::new(&config.cell, &config.data_home, table);
+        let ownership =
+            Ownership::new(&config.cell, &config.data_home, table).with_catch_up(config.catch_up());
         let metrics = Metrics::new(service.name, service.descriptor)
             .map_err(|error| StartError::Telemetry(error.to_string()))?;
         Ok(Server {
@@ -176,7 +184,8 @@ impl Server {
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .http2_adaptive_window(Some(true))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(1024)
             .layer(GateLayer::new(ownership, metrics, service.grpc))
             .add_routes(routes)

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::{Value, json};
-use tonic::Code;
+use titan_proto::order::v1::Order;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, SYSTEM, ensure};
@@ -20,12 +21,27 @@ pub async fn router(cluster: &Cluster) -> Result<Shop> {
     )
 }
 
+/// Places an order in a cell that has just become ready: the router may learn a moment later where its pods are.
+async fn first_order(shop: &Shop, key: u64, once: Uuid) -> Result<Order, Status> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match shop.place(key, once).await {
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            placed => return placed,
+        }
+    }
+}
+
 /// An order placed through the router is read back, is placed once, and is on the cell's topic.
 pub async fn order_through_the_router(cluster: &Cluster) -> Result<Value> {
     cluster.wait_ready("cell-001").await?;
     let shop = router(cluster).await?;
     let (key, once) = (42, Uuid::now_v7());
-    let placed = shop.place(key, once).await.context("place an order")?;
+    let placed = first_order(&shop, key, once)
+        .await
+        .context("place an order")?;
     let read = shop.get(key, &placed.id).await.context("read the order")?;
     ensure(read == placed, || {
         format!("read {read:?}, placed {placed:?}")
@@ -101,8 +117,7 @@ pub async fn two_cells(cluster: &Cluster) -> Result<Value> {
         (10_001, "cell-002"),
         (20_000, "cell-002"),
     ] {
-        let order = shop
-            .place(key, Uuid::now_v7())
+        let order = first_order(&shop, key, Uuid::now_v7())
             .await
             .with_context(|| format!("place an order for key {key}"))?;
         placed.push((key, cell, order));

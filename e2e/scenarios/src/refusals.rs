@@ -8,7 +8,7 @@ use titan_crds::Cell;
 
 use crate::cluster::{Cluster, ensure};
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_mins(2);
 const PODS: Duration = Duration::from_mins(3);
 
 /// Each mistake is named where the user looks, and mending it mends the cell.

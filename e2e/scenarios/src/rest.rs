@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Node;
@@ -26,8 +28,7 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
     for cell in CELLS {
         cluster.wait_ready(cell).await?;
     }
-    // A reconcile that was under way when the last cell became ready is over long before this.
-    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    quiet(log).await?;
     let start = length(log)?;
     let before = usage(cluster).await?;
     // Without a reason to look at its cells the operator would not in this time, and would have nothing to write anyway.
@@ -39,39 +40,18 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
     }
     tokio::time::sleep(cluster.rest).await;
     let after = usage(cluster).await?;
-    let passes = passes(cluster).await? - passes_before;
+    let passes = passes(cluster).await?.checked_sub(passes_before).context(
+        "a pod of the operator was replaced meanwhile, and its count went with it; run it again",
+    )?;
     ensure(passes >= CELLS.len(), || {
         format!("the operator looked at its cells {passes} times and not once at each")
     })?;
 
-    let mut file = std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
-    ensure(length(log)? >= start, || {
-        "the audit log was rotated meanwhile; run it again".to_owned()
-    })?;
-    file.seek(SeekFrom::Start(start))?;
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    let mut writes: BTreeMap<String, usize> = BTreeMap::new();
-    let mut others = 0;
-    for line in text.lines() {
-        let Ok(event) = serde_json::from_str::<Value>(line) else {
-            continue;
-        };
-        let verb = event["verb"].as_str().unwrap_or_default();
-        if event["stage"] != "ResponseComplete"
-            || !["create", "update", "patch", "delete"].contains(&verb)
-        {
-            continue;
-        }
-        if event["user"]["username"] != "system:serviceaccount:titan-system:titan-operator" {
-            others += 1;
-            continue;
-        }
-        let resource = event["objectRef"]["resource"].as_str().unwrap_or_default();
-        *writes.entry(format!("{verb} {resource}")).or_insert(0) += 1;
-    }
-    // The Lease is renewed every second or so: that is how a standby knows that the leader lives.
-    let leases = writes.remove("update leases").unwrap_or(0);
+    let Writes {
+        leases,
+        writes,
+        others,
+    } = Writes::since(log, start)?;
     ensure(leases > 0, || {
         "the log shows no renewal of the operator's Lease, so it is not the right log".to_owned()
     })?;
@@ -81,6 +61,71 @@ pub async fn cells_at_rest(cluster: &Cluster) -> Result<Value> {
         "cells": CELLS.len(), "passes": passes,
         "operators": operators(&before, &after),
     }))
+}
+
+/// Waits until the operator has written nothing for a while: what was under way when the last cell became ready is over.
+async fn quiet(log: &Path) -> Result<()> {
+    const SILENCE: Duration = Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_mins(2);
+    loop {
+        let start = length(log)?;
+        tokio::time::sleep(SILENCE).await;
+        let Writes { writes, .. } = Writes::since(log, start)?;
+        if writes.is_empty() {
+            return Ok(());
+        }
+        ensure(Instant::now() < deadline, || {
+            format!("the operator does not come to rest: {writes:?}")
+        })?;
+    }
+}
+
+/// The writes that an audit log tells of.
+struct Writes {
+    /// Renewals of the operator's Lease, every second or so: that is how a standby knows that the leader lives.
+    leases: usize,
+    /// What else the operator wrote, and how often.
+    writes: BTreeMap<String, usize>,
+    /// How often others wrote.
+    others: usize,
+}
+
+impl Writes {
+    fn since(log: &Path, start: u64) -> Result<Self> {
+        let mut file =
+            std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
+        ensure(length(log)? >= start, || {
+            "the audit log was rotated meanwhile; run it again".to_owned()
+        })?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let mut writes = BTreeMap::new();
+        let mut others = 0;
+        for line in text.lines() {
+            let Ok(event) = serde_json::from_str::<Value>(line) else {
+                continue;
+            };
+            let verb = event["verb"].as_str().unwrap_or_default();
+            if event["stage"] != "ResponseComplete"
+                || !["create", "update", "patch", "delete"].contains(&verb)
+            {
+                continue;
+            }
+            if event["user"]["username"] != "system:serviceaccount:titan-system:titan-operator" {
+                others += 1;
+                continue;
+            }
+            let resource = event["objectRef"]["resource"].as_str().unwrap_or_default();
+            *writes.entry(format!("{verb} {resource}")).or_insert(0) += 1;
+        }
+        let leases = writes.remove("update leases").unwrap_or(0);
+        Ok(Writes {
+            leases,
+            writes,
+            others,
+        })
+    }
 }
 
 /// How many passes over cells the replicas of the operator have made.

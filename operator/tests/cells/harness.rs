@@ -351,7 +351,7 @@ impl World {
         book: &Arc<Book>,
         views: &mut Vec<View>,
     ) -> Result<(), ReconcileError> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(5);
         while Instant::now() < deadline {
             let before = book.len();
             let view = self.view().await;

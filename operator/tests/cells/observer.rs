@@ -63,7 +63,7 @@ impl Observer {
     pub async fn counts(&self, world: &World, number: i64) -> BTreeMap<String, Count> {
         let cell = world.cell_name(number);
         let live = live(world, &cell).await;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_mins(2);
         loop {
             let lives = self.of(&cell, &world.name);
             let seen: BTreeSet<String> = lives
@@ -129,8 +129,13 @@ async fn watch(
     let api = Api::<PartialObjectMeta<DynamicObject>>::all_with(client, &resource);
     let mut events = watcher::watcher(api, watcher::Config::default()).boxed();
     while let Some(event) = events.next().await {
+        // The watcher goes on where it was, or lists again.
+        let Ok(event) = event else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
         // A relist would hide lives that were short; with it, what is counted could be too little, and the test fails.
-        let (object, ended) = match event.unwrap() {
+        let (object, ended) = match event {
             Event::InitApply(object) | Event::Apply(object) => (object, false),
             Event::Delete(object) => (object, true),
             Event::Init | Event::InitDone => continue,

@@ -63,7 +63,7 @@ impl World {
         number: i64,
         holds: impl Fn(&BTreeMap<String, Value>) -> bool,
     ) -> BTreeMap<String, Value> {
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let outside = self.outside(number).await;
             if holds(&outside) || Instant::now() > deadline {

@@ -251,7 +251,7 @@ async fn a_single_server_is_pinged() {
         .unwrap_err();
     assert_eq!(nowhere.category(), "unreachable", "{nowhere}");
     redis_hangs(&address, redis).await;
-    assert!(started.elapsed() < Duration::from_secs(6));
+    assert!(started.elapsed() < Duration::from_secs(30));
 }
 
 async fn redis_hangs(address: &str, mut redis: Redis) {
