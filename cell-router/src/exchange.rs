@@ -25,6 +25,8 @@ pub enum Outcome {
     Cancelled,
     /// The client sent more than it may.
     TooLarge,
+    /// The pod took the request for malformed, before it answered. That is about the request, and not about the pod.
+    Malformed,
 }
 
 /// A cell that is given less than this by a client need not have answered.
@@ -65,6 +67,8 @@ pub struct Exchange {
     grpc_status: Option<u16>,
     http_status: Option<StatusCode>,
     conn: Option<Rc<Conn>>,
+    /// Whether the pod took it: until then it waits for the router's own connections.
+    opened: bool,
     /// What the client does with its request.
     request: Option<Rc<Recording>>,
     /// When the cell was asked, if that was not at once.
@@ -91,6 +95,7 @@ impl Exchange {
             grpc_status: None,
             http_status: None,
             conn: None,
+            opened: false,
             request: None,
             asked: None,
             probe: None,
@@ -148,9 +153,15 @@ impl Exchange {
         if let Some(before) = self.conn.replace(conn) {
             before.released();
         }
+        self.opened = false;
         if let Some(timing) = &mut self.timing {
             timing.sent = Some(Instant::now());
         }
+    }
+
+    /// The pod took it.
+    pub fn opened(&mut self) {
+        self.opened = true;
     }
 
     /// The pod that has it failed, and another one is tried.
@@ -210,7 +221,7 @@ impl Exchange {
         let outcome = self.by_whom(outcome);
         let class = match outcome {
             Outcome::Answered => self.class(),
-            Outcome::Broken => Class::Transport,
+            Outcome::Broken | Outcome::Malformed => Class::Transport,
             Outcome::TimedOut => Class::Server,
             Outcome::Cancelled => Class::Cancelled,
             Outcome::TooLarge => Class::Client,
@@ -269,7 +280,7 @@ impl Exchange {
         match outcome {
             Outcome::Broken => Some(true),
             Outcome::TimedOut => self.had_time(took).then_some(true),
-            Outcome::Cancelled | Outcome::TooLarge => None,
+            Outcome::Cancelled | Outcome::TooLarge | Outcome::Malformed => None,
             Outcome::Answered => Some(match self.grpc_status {
                 Some(status) => status == 14,
                 None => self
@@ -302,7 +313,8 @@ impl Exchange {
             .request
             .as_ref()
             .is_some_and(|request| request.awaits_client());
-        if awaits_client || self.http_status.is_some() {
+        let waits = self.conn.is_some() && !self.opened;
+        if awaits_client || waits || self.http_status.is_some() {
             return false;
         }
         let given = self.asked.map_or(took, |asked| asked.elapsed());

@@ -48,6 +48,8 @@ pub struct Driver<S> {
     written: usize,
     /// Whether the socket may still have some of it for itself.
     flushing: bool,
+    /// Whether it took no more when it was last asked to.
+    full: bool,
     /// Whether this side was closed.
     closed: bool,
     /// Why nothing more is read, and until when the rest is written.
@@ -72,6 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             partial: Vec::new(),
             written: 0,
             flushing: false,
+            full: false,
             closed: false,
             ending: None,
         }
@@ -112,18 +115,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Pending => break,
             }
         }
-        // After reading: the answer may have waited for as long as this process was not run.
+        let stuck = !self.link.connection.borrow().may_read();
+        let written = self.poll_write(context);
+        // After reading and writing: a sign of life may have waited for as long as this process was not run.
         let gone = self.keepalive.poll_gone(context, &self.link, wanted);
         if gone.is_ready() {
             return Poll::Ready(Lost::Silent);
         }
-        let stuck = !self.link.connection.borrow().may_read();
         if let Some((lost, alarm)) = &mut self.ending
             && alarm.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(*lost);
         }
-        if let Err(lost) = ready!(self.poll_write(context)) {
+        if let Err(lost) = ready!(written) {
             return Poll::Ready(lost);
         }
         self.link.let_wait_end();
@@ -181,6 +185,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             if count == 0 {
                 return Poll::Ready(Err(Lost::Closed));
             }
+            self.keepalive.seen();
             self.take_in(&input[..before + count], block, accept);
             block.shrink();
             Poll::Ready(Ok(()))
@@ -232,11 +237,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 Poll::Ready(Ok(count)) => {
                     self.written += count;
                     self.flushing = true;
+                    // A socket has room for what nobody reads. That it has room again says that somebody does.
+                    if std::mem::take(&mut self.full) {
+                        self.keepalive.seen();
+                    }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(error))),
                 Poll::Pending => {
                     out.drain(..self.written);
                     self.written = 0;
+                    self.full = true;
                     return Poll::Pending;
                 }
             }

@@ -8,12 +8,17 @@ use tokio::time::{Instant, Sleep};
 
 use super::link::Link;
 
-/// Asks now and then, and gives up when no answer comes.
+/// Asks now and then, and gives up when neither an answer comes nor anything else that only somebody who is there can do.
+///
+/// The question waits behind what was to be sent before it, here and in the kernels of both ends: who reads slowly answers
+/// late.
 pub struct KeepAlive {
     every: Duration,
     patience: Duration,
     alarm: Pin<Box<Sleep>>,
     asked: bool,
+    /// When there was a sign of life since it was asked.
+    seen: Option<Instant>,
 }
 
 impl KeepAlive {
@@ -25,6 +30,14 @@ impl KeepAlive {
             patience,
             alarm: Box::pin(tokio::time::sleep(every)),
             asked: false,
+            seen: None,
+        }
+    }
+
+    /// The other end did something.
+    pub fn seen(&mut self) {
+        if self.asked {
+            self.seen = Some(Instant::now());
         }
     }
 
@@ -42,9 +55,14 @@ impl KeepAlive {
             }
             ready!(self.alarm.as_mut().poll(context));
             if self.asked {
-                return Poll::Ready(());
+                let Some(seen) = self.seen.take() else {
+                    return Poll::Ready(());
+                };
+                self.alarm.as_mut().reset(seen + self.patience);
+                continue;
             }
             self.asked = wanted();
+            self.seen = None;
             if self.asked {
                 link.ping();
             }

@@ -261,6 +261,85 @@ async fn who_does_not_answer_is_gone() {
     assert!(!link.is_open());
 }
 
+/// For how long the connections of the next tests wait for a sign of life, and how often there is one.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PACE: Duration = Duration::from_millis(100);
+
+/// A peer that takes a little of what it is sent, or says a little, now and then; in either case it answers no ping. How its
+/// connection ends when it does that no more.
+async fn slow(reads: bool) -> Lost {
+    let (mut peer, there) = tokio::io::duplex(1 << 10);
+    let link = Link::server(LIMITS);
+    let mut driver = Driver::new(&link, there, KeepAlive::new(PACE, PATIENCE));
+    let ended = tokio::task::spawn_local(async move {
+        let mut accept = |_, _, sender: Sender| {
+            sender
+                .answer(&head::own(http::StatusCode::OK), false)
+                .unwrap();
+            let parts: Vec<_> = (0..60).map(|_| data(1_000)).collect();
+            let body = Parts(parts.into_iter(), Rc::default());
+            tokio::task::spawn_local(Outbound::new(body, sender));
+        };
+        poll_fn(|context| driver.poll(context, &mut accept, || true)).await
+    });
+    let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    said.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]);
+    // GET http / a, by the tables of HPACK.
+    said.extend([
+        0, 0, 6, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x01, 0x01, b'a',
+    ]);
+    peer.write_all(&said).await.unwrap();
+    let mut pace = tokio::time::interval(PACE);
+    let since = tokio::time::Instant::now();
+    while since.elapsed() < 3 * PATIENCE {
+        pace.tick().await;
+        assert!(!ended.is_finished(), "it is cut off; reads: {reads}");
+        if reads {
+            peer.read_exact(&mut [0; 100]).await.unwrap();
+        } else {
+            // An update of the connection's window.
+            peer.write_all(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1])
+                .await
+                .unwrap();
+        }
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    ended.unwrap().unwrap()
+}
+
+/// The answer to a ping may be long in coming: it waits behind what was sent before.
+#[tokio::test]
+async fn who_reads_or_says_something_is_not_gone() {
+    let both = async { tokio::join!(slow(true), slow(false)) };
+    let ended = LocalSet::new().run_until(both).await;
+    assert_eq!(ended, (Lost::Silent, Lost::Silent));
+}
+
+/// The kernel takes much for somebody who is not there.
+#[tokio::test]
+async fn who_is_only_written_to_is_gone() {
+    let test = async {
+        let (here, _silent) = tokio::io::duplex(1 << 20);
+        let link = Link::client(LIMITS);
+        let mut driver = Driver::new(&link, here, KeepAlive::new(PACE, PATIENCE));
+        let ended = tokio::task::spawn_local(async move {
+            poll_fn(|context| driver.poll(context, &mut |_, _, _| {}, || true)).await
+        });
+        let mut pace = tokio::time::interval(PACE);
+        let mut asked = Vec::new();
+        while !ended.is_finished() {
+            assert!(asked.len() < 90, "it is waited for");
+            let writing = link.open(true, |encoder, out| {
+                encoder.pair(b":method", b"GET", false, out);
+            });
+            asked.extend(writing.unwrap_or_default());
+            pace.tick().await;
+        }
+        assert_eq!(ended.await.unwrap(), Lost::Silent);
+    };
+    LocalSet::new().run_until(test).await;
+}
+
 /// A client and an h2 server that takes one stream at a time.
 async fn narrow(requests: usize) -> (Rc<Link>, JoinHandle<Lost>, JoinHandle<usize>) {
     let (here, there) = tokio::io::duplex(1 << 16);

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use titan_http2::Code;
 use titan_http2::hpack::token;
 use titan_routing::Epoch;
 
@@ -15,11 +16,12 @@ use crate::body::request::{ClientFault, Recording, RequestBody};
 use crate::config::Config;
 use crate::exchange::{Exchange, Outcome};
 use crate::head;
+use crate::http2::Broken;
 use crate::inbound::{Inbound, Response};
 use crate::outgoing::Outgoing;
 use crate::rejection::{Reason, Rejection};
 use crate::upgrade::Upgrade;
-use crate::upstream::{SendError, Target};
+use crate::upstream::{PoolError, SendError, Target};
 use crate::worker::View;
 
 impl Passage {
@@ -42,6 +44,7 @@ impl Passage {
             config.limits.body_bytes,
         ));
         let mut attempt = 0_u32;
+        let mut turned_away = false;
         loop {
             attempt += 1;
             let Some(request_body) = body.take().or_else(|| recording.replay()) else {
@@ -81,7 +84,7 @@ impl Passage {
                     let unreachable = Rejection::new(Reason::Unreachable, message);
                     return Err(self.give_up(&mut exchange, Outcome::Broken, unreachable));
                 }
-                Some(Err(Failed::Unsayable(rejection))) => {
+                Some(Err(Failed::Refused(rejection))) => {
                     return Err(self.give_up(&mut exchange, Outcome::Cancelled, rejection));
                 }
                 Some(Err(Failed::Send(mut failure))) => {
@@ -93,7 +96,22 @@ impl Passage {
                     if let Some(unsent) = failure.unsent.take() {
                         body = Some(*unsent);
                     }
-                    let safe = failure.not_processed() || body.is_some() || self.is_repeatable();
+                    let broken = failure.error.downcast_ref::<Broken>();
+                    if matches!(broken, Some(Broken::Reset(Code::PROTOCOL))) {
+                        let malformed = Rejection::new(
+                            Reason::Broken,
+                            format!(
+                                "{} of {} takes the request for malformed",
+                                route.target.service, route.target.cell.name
+                            ),
+                        );
+                        return Err(self.give_up(&mut exchange, Outcome::Malformed, malformed));
+                    }
+                    // It may be the request that makes pods leave, and must not go from one connection to the next.
+                    let left = body.is_none() && matches!(broken, Some(Broken::Unprocessed));
+                    let walks = left && std::mem::replace(&mut turned_away, true);
+                    let safe = !walks
+                        && (failure.not_processed() || body.is_some() || self.is_repeatable());
                     let possible = body.is_some() || recording.replay().is_some();
                     if attempt < 4
                         && !self.is_late()
@@ -260,7 +278,7 @@ impl Passage {
                 let unreachable = Rejection::new(Reason::Unreachable, message);
                 return Err(self.give_up(&mut exchange, Outcome::Broken, unreachable));
             }
-            Some(Err(Failed::Unsayable(rejection))) => {
+            Some(Err(Failed::Refused(rejection))) => {
                 return Err(self.give_up(&mut exchange, Outcome::Cancelled, rejection));
             }
             Some(Err(Failed::Send(failure))) => {
@@ -290,8 +308,8 @@ fn client_fault(fault: ClientFault, config: &Config) -> Rejection {
 /// Why there is no answer.
 enum Failed {
     NoPod(String),
-    /// The pod's protocol has no way to say what the client said.
-    Unsayable(Rejection),
+    /// That is no pod's fault: it is full, or its protocol has no way to say what the client said.
+    Refused(Rejection),
     Send(SendError),
 }
 
@@ -309,13 +327,20 @@ async fn send(
         Some(conn) => conn,
         None => Box::pin(target.pool.connect(config))
             .await
-            .map_err(|error| Failed::NoPod(error.to_string()))?,
+            .map_err(|error| match error {
+                PoolError::Busy(..) => {
+                    Failed::Refused(Rejection::new(Reason::CellBusy, error.to_string()))
+                }
+                _ => Failed::NoPod(error.to_string()),
+            })?,
     };
     let Some(body) = body.take() else {
         return Err(Failed::NoPod("the request was sent already".to_owned()));
     };
     exchange.carried_by(Rc::clone(&conn));
-    let sending = conn.send(head, body, upgrade).map_err(Failed::Unsayable)?;
+    let mut sending = conn.send(head, body, upgrade).map_err(Failed::Refused)?;
+    sending.opened().await.map_err(Failed::Send)?;
+    exchange.opened();
     sending.await.map_err(Failed::Send)
 }
 

@@ -319,6 +319,19 @@ pub enum Stage<'a> {
     },
 }
 
+impl Sending<'_> {
+    /// Ready when the pod takes the request, which it almost always does at once.
+    ///
+    /// # Errors
+    /// When the connection ends before.
+    pub async fn opened(&mut self) -> Result<(), SendError> {
+        match self {
+            Sending::H1(_) => Ok(()),
+            Sending::H2(stage) => poll_fn(|context| stage.poll_opened(context)).await,
+        }
+    }
+}
+
 impl Future for Sending<'_> {
     type Output = Answered;
 
@@ -331,41 +344,47 @@ impl Future for Sending<'_> {
 }
 
 impl Stage<'_> {
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answered> {
-        if let Stage::Opening {
+    fn poll_opened(&mut self, context: &mut Context<'_>) -> Poll<Result<(), SendError>> {
+        let Stage::Opening {
             link,
             head,
             body,
             room,
         } = self
-        {
-            let end = body.as_ref().is_none_or(RequestBody::is_end);
-            let opened = loop {
-                if let Some(waited) = room {
-                    ready!(waited.as_mut().poll(context));
-                }
-                match link.open(end, |encoder, out| head.write(encoder, out)) {
-                    Ok(None) => *room = Some(Box::pin(link.room())),
-                    Ok(Some(opened)) => break Ok(opened),
-                    Err(broken) => break Err(broken),
-                }
-            };
-            let body = body.take();
-            let (answer, sender) = match opened {
-                Ok(stream) => stream,
-                Err(broken) => {
-                    return Poll::Ready(Err(SendError {
-                        error: broken.into(),
-                        unsent: body.map(Box::new),
-                    }));
-                }
-            };
-            let upload = body.filter(|_| !end);
-            *self = Stage::Sent {
-                answer: Some(answer),
-                upload: upload.map(|body| Outbound::new(body, sender)),
-            };
-        }
+        else {
+            return Poll::Ready(Ok(()));
+        };
+        let end = body.as_ref().is_none_or(RequestBody::is_end);
+        let opened = loop {
+            if let Some(waited) = room {
+                ready!(waited.as_mut().poll(context));
+            }
+            match link.open(end, |encoder, out| head.write(encoder, out)) {
+                Ok(None) => *room = Some(Box::pin(link.room())),
+                Ok(Some(opened)) => break Ok(opened),
+                Err(broken) => break Err(broken),
+            }
+        };
+        let body = body.take();
+        let (answer, sender) = match opened {
+            Ok(stream) => stream,
+            Err(broken) => {
+                return Poll::Ready(Err(SendError {
+                    error: broken.into(),
+                    unsent: body.map(Box::new),
+                }));
+            }
+        };
+        let upload = body.filter(|_| !end);
+        *self = Stage::Sent {
+            answer: Some(answer),
+            upload: upload.map(|body| Outbound::new(body, sender)),
+        };
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answered> {
+        ready!(self.poll_opened(context))?;
         let Stage::Sent { answer, upload } = self else {
             return Poll::Pending;
         };

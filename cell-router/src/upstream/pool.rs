@@ -26,6 +26,8 @@ pub struct Pod {
     eject_after: u32,
     clock: Clock,
     dialing: tokio::sync::Mutex<()>,
+    /// Connections that are being opened.
+    dials: Cell<usize>,
 }
 
 /// How long a pod that failed gets no requests.
@@ -43,6 +45,7 @@ impl Pod {
             eject_after,
             clock,
             dialing: tokio::sync::Mutex::new(()),
+            dials: Cell::new(0),
         })
     }
 
@@ -79,6 +82,12 @@ impl Pod {
         self.in_flight.get() + self.waiting.get()
     }
 
+    /// How many connections it has, and will have. Those that take nothing any more are about to end.
+    fn connections(&self) -> usize {
+        let conns = self.conns.borrow();
+        conns.iter().filter(|conn| conn.is_open()).count() + self.dials.get()
+    }
+
     /// The least busy open connection.
     fn best(&self) -> Option<Rc<Conn>> {
         let conns = self.conns.borrow();
@@ -109,6 +118,22 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// A connection that is being opened.
+struct Dialing<'a>(&'a Pod);
+
+impl<'a> Dialing<'a> {
+    fn to(pod: &'a Pod) -> Self {
+        pod.dials.set(pod.dials.get() + 1);
+        Dialing(pod)
+    }
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        self.0.dials.set(self.0.dials.get().saturating_sub(1));
+    }
+}
+
 /// The pods of one service of one cell, and the connections of one thread to them.
 pub struct Pool {
     host: String,
@@ -133,6 +158,11 @@ pub enum PoolError {
     /// No pod takes a connection.
     #[error("{0}")]
     Dial(String),
+    /// There are as many connections as there may be, and all are taken. That says nothing about the pods.
+    #[error(
+        "all {0} connections to {1} are busy (`upstream.connectionsPerPod`, `upstream.streamsPerConnection`)"
+    )]
+    Busy(usize, SocketAddr),
 }
 
 impl Pool {
@@ -193,7 +223,7 @@ impl Pool {
     /// The same when [`Self::ready`] had none: opens a connection.
     ///
     /// # Errors
-    /// When the name has no addresses or no pod takes a connection.
+    /// When the name has no addresses, no pod takes a connection, or all that there may be are taken.
     pub async fn connect(&self, config: &Config) -> Result<Rc<Conn>, PoolError> {
         self.take_addresses(config);
         if self.pods.borrow().is_empty() {
@@ -211,12 +241,14 @@ impl Pool {
                     conn.reserve();
                     return Ok(conn);
                 }
-                Err(error) => {
+                Err(PoolError::Dial(error)) => {
                     self.metrics.dial_failures.add(1);
                     pod.eject();
                     self.resolver.again(&self.host, self.port);
                     last = Some(error);
                 }
+                // It was the least busy of the pods.
+                Err(busy) => return Err(busy),
             }
         }
         Err(PoolError::Dial(
@@ -240,41 +272,39 @@ impl Pool {
             .ok_or_else(|| PoolError::NoAddress(self.host.clone(), "no pods".to_owned()))
     }
 
-    async fn conn_of(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, String> {
+    async fn conn_of(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, PoolError> {
         let streams = config.upstream.streams_per_connection;
         let best = pod.best();
         if let Some(conn) = best.as_ref().filter(|conn| conn.has_room(streams)) {
             return Ok(Rc::clone(conn));
         }
-        let open = pod.conns.borrow().len();
-        // HTTP/1.1 carries one request a connection, so it may need many.
-        let most = match self.protocol {
-            Protocol::H2 => config.upstream.connections_per_pod,
-            Protocol::H1 => config.upstream.connections_per_pod * streams,
-        };
-        if let Some(conn) = best.filter(|_| open >= most && self.protocol == Protocol::H2) {
-            return Ok(conn);
-        }
-        if open >= most {
-            return Err(format!(
-                "all {open} connections to {} are busy",
-                pod.address
-            ));
-        }
         if self.protocol == Protocol::H1 {
+            // It carries one request a connection, so that it may need many.
+            let most = config.upstream.connections_per_pod * streams;
+            if pod.connections() >= most {
+                return Err(PoolError::Busy(most, pod.address));
+            }
             return self.dial(pod, config).await;
+        }
+        let most = config.upstream.connections_per_pod;
+        if let Some(conn) = best.filter(|_| pod.connections() >= most) {
+            return Ok(conn);
         }
         // One dials, the others wait and share what it opened.
         let _dialing = pod.dialing.lock().await;
-        if let Some(conn) = pod.best().filter(|conn| conn.has_room(streams)) {
+        let full = pod.connections() >= most;
+        if let Some(conn) = pod.best().filter(|conn| full || conn.has_room(streams)) {
             return Ok(conn);
         }
         self.dial(pod, config).await
     }
 
-    async fn dial(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, String> {
+    async fn dial(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, PoolError> {
         self.metrics.dials.add(1);
-        let conn = Conn::dial(pod, pod.address, self.protocol, config).await?;
+        let _counted = Dialing::to(pod);
+        let conn = Conn::dial(pod, pod.address, self.protocol, config)
+            .await
+            .map_err(PoolError::Dial)?;
         pod.conns.borrow_mut().push(Rc::clone(&conn));
         Ok(conn)
     }

@@ -105,7 +105,11 @@ impl Connection {
             return self.on_request(head, block);
         }
         let Partial { id, end, .. } = head;
-        let stream = match self.place(id)? {
+        let place = self.place(id)?;
+        if self.role == Role::Client {
+            self.on_taken(id, end);
+        }
+        let stream = match place {
             Place::Open(stream) => stream,
             Place::Complete => return Err(Code::STREAM_CLOSED),
             Place::Abandoned => return self.idle(),

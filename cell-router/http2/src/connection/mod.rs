@@ -21,6 +21,7 @@
 mod budget;
 mod heads;
 mod reading;
+mod resets;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use crate::frame::{self, Code, DEFAULT_WINDOW, MAX_31_BITS, PREFACE, kind, setti
 use crate::hpack::{Decoder, Encoder};
 use budget::Budget;
 use heads::Partial;
+use resets::Resets;
 use streams::Streams;
 pub use streams::{Stream, StreamKey};
 
@@ -42,6 +44,9 @@ const ROOM: usize = 128 * 1024;
 const SLACK: usize = 64 * 1024;
 /// How many streams we may have under way before a server says so (RFC 9113, section 6.5.2, recommends to allow 100).
 const FIRST_STREAMS: usize = 100;
+/// The same of a server that sets no limit. Each stream has a request behind it, and how many of these there may be is for
+/// others to say; this only keeps ids and memory in proportion.
+const UNLIMITED_STREAMS: usize = 10_000;
 
 /// An update of a window below so many bytes is an idle frame: a peer that opens its windows byte by byte makes us send
 /// frames of a byte ("data dribble", CVE-2019-9511).
@@ -157,6 +162,7 @@ pub struct Connection {
     encoder: Encoder,
     streams: Streams,
     budget: Budget,
+    resets: Resets,
     /// What we may send, and what the peer may send, in bytes.
     send: i64,
     receive: i64,
@@ -203,6 +209,7 @@ impl Connection {
             encoder: Encoder::default(),
             streams: Streams::default(),
             budget: Budget::default(),
+            resets: Resets::default(),
             send: i64::from(DEFAULT_WINDOW),
             receive: i64::from(limits.window),
             passed: 0,
@@ -264,10 +271,10 @@ impl Connection {
         &self.streams[stream]
     }
 
-    /// How many streams are under way.
+    /// How many streams are under way. Those whose [reset](Connection::reset) waits are not, but still take up room.
     #[must_use]
     pub fn busy(&self) -> usize {
-        self.streams.len()
+        self.streams.len() - self.resets.held()
     }
 
     /// The streams under way, with their ids.
@@ -308,7 +315,8 @@ impl Connection {
     #[must_use]
     pub fn is_done(&self) -> bool {
         let leaves = self.left || matches!(self.leaving, Leaving::After(_));
-        leaves && self.streams.len() == 0
+        // The end of the connection resets what is left.
+        leaves && self.busy() == 0
     }
 
     /// Says which second it is; budgets are for one each. To be called before reading.

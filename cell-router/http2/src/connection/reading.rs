@@ -1,7 +1,7 @@
 //! What is read: frames, and what they mean.
 
 use super::streams::{Past, StreamKey};
-use super::{Connection, DRAINING, DRIBBLE, Event, Leaving, PROBE, Role};
+use super::{Connection, DRAINING, DRIBBLE, Event, Leaving, PROBE, Role, UNLIMITED_STREAMS};
 use crate::frame::{
     self, Code, DEFAULT_WINDOW, HEADER_BYTES, Header, MAX_31_BITS, MAX_PAYLOAD, PREFACE, flag,
     kind, setting,
@@ -251,6 +251,7 @@ impl Connection {
             return Err(Code::PROTOCOL);
         }
         let Place::Open(stream) = self.place(header.stream)? else {
+            self.spare(header.stream);
             return self.idle();
         };
         if self.role == Role::Server {
@@ -280,7 +281,10 @@ impl Connection {
         let count = payload.len() / 6;
         let cost = u32::try_from(1 + count / SETTINGS_AT_ONCE).unwrap_or(u32::MAX);
         self.budget.idle(cost)?;
-        self.settled = true;
+        if !std::mem::replace(&mut self.settled, true) {
+            // There is no limit but one that is set (RFC 9113, section 6.5.2), and it would be by now.
+            self.peer_streams = UNLIMITED_STREAMS;
+        }
         let mut window = None;
         for entry in payload.chunks_exact(6) {
             let id = u16::from_be_bytes([entry[0], entry[1]]);
@@ -332,8 +336,11 @@ impl Connection {
 
     /// The peer keeps to our settings from here on: streams that began with a wider window than we have lose the rest.
     fn on_acknowledged(&mut self) {
+        if std::mem::replace(&mut self.acknowledged, true) {
+            return self.on_asked();
+        }
         let less = self.first_receive - i64::from(self.limits.stream_window);
-        if std::mem::replace(&mut self.acknowledged, true) || less == 0 {
+        if less == 0 {
             return;
         }
         debug_assert!(less <= i64::from(DEFAULT_WINDOW));
@@ -375,6 +382,7 @@ impl Connection {
         self.budget.idle(1)?;
         self.left = true;
         let last = frame::number(payload) & MAX_31_BITS;
+        self.spare_above(last);
         Ok(Some(Event::Leaves { last }))
     }
 

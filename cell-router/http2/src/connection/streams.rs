@@ -6,6 +6,8 @@ use std::ops::{Index, IndexMut};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
+use super::resets::Held;
+
 /// A stream, by its place among those of its connection. Keys of streams that were removed are used again.
 pub type StreamKey = usize;
 
@@ -25,6 +27,8 @@ pub struct Stream {
     pub send_done: bool,
     /// Whether one side reset it. Nothing is read and nothing is written any more.
     pub(super) ended: bool,
+    /// How, when the peer is not told yet.
+    pub(super) held: Option<Held>,
     /// Whether the peer's head came.
     pub(super) headed: bool,
     /// Whether it waits for the connection.
@@ -108,6 +112,7 @@ impl Streams {
             receive_done: false,
             send_done: false,
             ended: false,
+            held: None,
             headed: false,
             queued: false,
             empty: true,

@@ -153,17 +153,21 @@ impl Connection {
 
     /// Ends a stream at once, in both directions. It is still to be [removed](Connection::remove). Does nothing when one
     /// side reset it before.
+    ///
+    /// A server whose service did not take many others yet that were reset is told later.
     pub fn reset(&mut self, stream: StreamKey, code: Code) {
         let state = &mut self.streams[stream];
         if state.ended {
             return;
         }
-        let (id, complete) = (state.id, state.receive_done);
+        let (id, complete, sent) = (state.id, state.receive_done, state.send_done);
         state.end();
         if !complete && self.role == Role::Server {
             self.streams.abandon(id);
         }
-        self.write_reset(id, code);
+        if self.may_reset(stream, code, sent) {
+            self.write_reset(id, code);
+        }
     }
 
     pub(super) fn write_reset(&mut self, id: u32, code: Code) {
@@ -177,10 +181,15 @@ impl Connection {
     /// # Panics
     /// When it was removed before.
     pub fn remove(&mut self, stream: StreamKey) {
-        let state = self.streams.remove(stream);
-        if state.queued {
+        let state = &mut self.streams[stream];
+        if std::mem::take(&mut state.queued) {
             self.waiting.retain(|waiting| *waiting != stream);
         }
+        if let Some(held) = &mut state.held {
+            held.removed = true;
+            return;
+        }
+        let state = self.streams.remove(stream);
         if self.waiting.is_empty() && self.waiting.capacity() > KEPT {
             self.waiting = VecDeque::new();
         }

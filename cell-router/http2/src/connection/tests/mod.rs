@@ -5,6 +5,7 @@ mod ended;
 mod ending;
 mod flow;
 mod heads;
+mod resets;
 mod settings;
 
 use super::*;

@@ -121,16 +121,32 @@ fn a_server_must_not_say_that_it_may_be_pushed_to() {
 
 #[test]
 fn servers_say_how_many_streams_they_take() {
-    let mut peer = Peer::server(LIMITS);
+    let mut peer = Peer {
+        connection: Connection::new(Role::Client, LIMITS),
+        block: Block::default(),
+    };
     for _ in 0..FIRST_STREAMS {
         assert!(peer.connection.has_room());
         peer.asked();
     }
-    assert!(!peer.connection.has_room());
+    assert!(!peer.connection.has_room(), "it said nothing yet");
     peer.says(&settings(&[(setting::MAX_CONCURRENT_STREAMS, 101)]));
     assert!(peer.connection.has_room());
     peer.says(&settings(&[(setting::MAX_CONCURRENT_STREAMS, 0)]));
     assert!(!peer.connection.has_room());
+    peer.says(&settings(&[]));
+    assert!(!peer.connection.has_room(), "what was said holds");
+}
+
+/// RFC 9113, section 6.5.2: "Initially, there is no limit to this value."
+#[test]
+fn servers_that_say_nothing_of_streams_take_many() {
+    let mut peer = Peer::server(LIMITS);
+    for _ in 0..10 * FIRST_STREAMS {
+        assert!(peer.connection.has_room());
+        peer.asked();
+        peer.connection.out.clear();
+    }
 }
 
 #[test]
