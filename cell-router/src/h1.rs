@@ -18,6 +18,7 @@ use crate::rejection::{Reason, Rejection};
 #[must_use]
 pub fn request_from(parts: &mut request::Parts) -> Block {
     strip_hop_by_hop(&mut parts.headers);
+    say_length_once(&mut parts.headers);
     let mut head = Block::default();
     head.push(b":method", parts.method.as_str().as_bytes());
     head.push(
@@ -34,7 +35,12 @@ pub fn request_from(parts: &mut request::Parts) -> Block {
         .uri
         .path_and_query()
         .map_or("/", |target| target.as_str());
-    head.push(b":path", target.as_bytes());
+    // `http://host?query` has an empty path, which is `/` to everybody else (RFC 9110, section 4.2.3).
+    if target.starts_with('?') {
+        head.push(b":path", format!("/{target}").as_bytes());
+    } else {
+        head.push(b":path", target.as_bytes());
+    }
     head.extend(&parts.headers);
     head
 }
@@ -45,15 +51,36 @@ pub fn answer_from(parts: &mut response::Parts) -> Block {
     // Of a connection that is taken over, these headers are what was agreed upon.
     if parts.status != http::StatusCode::SWITCHING_PROTOCOLS {
         strip_hop_by_hop(&mut parts.headers);
+        say_length_once(&mut parts.headers);
     }
     let mut head = head::own(parts.status);
     head.extend(&parts.headers);
     head
 }
 
-/// The fields of a map.
+/// Trailers, without what has no place in them (RFC 9110, section 6.5.1): what speaks of the connection, frames the message,
+/// leads it on its way, says who sent it or how to read its content. HTTP/2 forbids the first of these, and a pod that gets
+/// them resets the stream as if it had failed.
 #[must_use]
-pub fn fields_from(map: &HeaderMap) -> Block {
+pub fn trailers_from(mut map: HeaderMap) -> Block {
+    strip_hop_by_hop(&mut map);
+    for name in [
+        header::AUTHORIZATION,
+        header::CACHE_CONTROL,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LENGTH,
+        header::CONTENT_RANGE,
+        header::CONTENT_TYPE,
+        header::COOKIE,
+        header::EXPECT,
+        header::HOST,
+        header::MAX_FORWARDS,
+        header::SET_COOKIE,
+        header::TE,
+        header::TRAILER,
+    ] {
+        map.remove(name);
+    }
     map.iter().collect()
 }
 
@@ -133,6 +160,18 @@ fn append_all(map: &mut HeaderMap, block: &Block, without: impl Fn(&HeaderName) 
     }
 }
 
+/// Says the length once and without leading zeros. HTTP/1.1 may pad it, and pods take 19 digits.
+fn say_length_once(headers: &mut HeaderMap) {
+    let Some(said) = headers.remove(header::CONTENT_LENGTH) else {
+        return;
+    };
+    // hyper made sure of it, but for answers without a body; what is no number there says nothing.
+    let number = |text: &str| text.split(',').next()?.trim().parse::<u64>().ok();
+    if let Some(length) = said.to_str().ok().and_then(number) {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
 /// Takes out the headers that speak of one connection.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
@@ -169,14 +208,21 @@ pub fn poll_part(
     body: &mut Incoming,
     context: &mut Context<'_>,
 ) -> Poll<Option<Result<Part, BoxError>>> {
-    let frame = ready!(http_body::Body::poll_frame(Pin::new(body), context));
-    Poll::Ready(frame.map(|frame| match frame?.into_data() {
-        Ok(data) => Ok(Part::Data(data)),
+    let Some(frame) = ready!(http_body::Body::poll_frame(Pin::new(body), context)) else {
+        return Poll::Ready(None);
+    };
+    let part = match frame?.into_data() {
+        Ok(data) => Part::Data(data),
         Err(frame) => {
-            let trailers = frame.into_trailers().unwrap_or_default();
-            Ok(Part::Trailers(fields_from(&trailers)))
+            let trailers = trailers_from(frame.into_trailers().unwrap_or_default());
+            // They come last: without any, the body ends here.
+            if trailers.fields().is_empty() {
+                return Poll::Ready(None);
+            }
+            Part::Trailers(trailers)
         }
-    }))
+    };
+    Poll::Ready(Some(Ok(part)))
 }
 
 /// A body that hyper sends.
@@ -235,6 +281,56 @@ mod tests {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers[header::TE], "trailers", "as gRPC wants it");
+    }
+
+    #[test]
+    fn a_query_without_a_path_is_one_of_the_root() {
+        for (uri, path) in [("http://a?b", "/?b"), ("http://a", "/"), ("/a?b", "/a?b")] {
+            let request = http::Request::get(uri).body(()).unwrap();
+            let head = request_from(&mut request.into_parts().0);
+            assert_eq!(head.get(token::PATH), Some(path.as_bytes()), "{uri}");
+        }
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_belongs_into_the_head() {
+        let mut map = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "x-mine"),
+            ("x-mine", "1"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("host", "elsewhere"),
+            ("trailer", "x-sum"),
+            ("authorization", "somebody"),
+            ("x-sum", "3"),
+        ] {
+            map.insert(name, HeaderValue::from_static(value));
+        }
+        let trailers = trailers_from(map);
+        let fields = trailers.fields().iter();
+        let names: Vec<_> = fields.map(|field| trailers.name(field)).collect();
+        assert_eq!(names, [b"x-sum"]);
+    }
+
+    #[test]
+    fn a_length_is_said_once_and_without_leading_zeros() {
+        for (said, heard) in [
+            ("5", Some("5")),
+            ("00000000000000000005", Some("5")),
+            ("00000000000000000000", Some("0")),
+            ("5, 5", Some("5")),
+            ("many", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(said));
+            headers.append(header::CONTENT_LENGTH, HeaderValue::from_static(said));
+            say_length_once(&mut headers);
+            let all = headers.get_all(header::CONTENT_LENGTH);
+            let all: Vec<_> = all.iter().filter_map(|value| value.to_str().ok()).collect();
+            assert_eq!(all, heard.into_iter().collect::<Vec<_>>(), "{said}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Method, StatusCode};
-use titan_http2::hpack::{Block, token};
+use titan_http2::hpack::{Block, ENTRY, token};
+use titan_http2::message::decimal;
 
 /// A value as text, if it is.
 #[must_use]
@@ -42,14 +43,31 @@ pub fn host(head: &Block) -> Option<&str> {
         .and_then(text)
 }
 
-/// Whether the method and the parts of the URI are such. Pods refuse what is not, and it would look as if they failed.
+/// Whether the method, the parts of the URI and the length are such. Pods refuse what is not, and it would look as if they
+/// failed; of some of it they end the connection, which others share.
 #[must_use]
 pub fn is_well_formed(head: &Block) -> bool {
     let each = |token, good: fn(&[u8]) -> bool| head.get(token).is_none_or(good);
     each(token::METHOD, |it| Method::from_bytes(it).is_ok())
         && each(token::SCHEME, |it| Scheme::try_from(it).is_ok())
         && each(token::AUTHORITY, |it| Authority::try_from(it).is_ok())
-        && each(token::PATH, |it| PathAndQuery::try_from(it).is_ok())
+        && each(token::PATH, is_target)
+        && each(token::CONTENT_LENGTH, |it| decimal(it).is_some())
+}
+
+/// A path and query. `PathAndQuery` alone would not do: it forgets what is behind a `#` before it asks whether that is text,
+/// and pods are sent all of it. A fragment has no place there (RFC 9113, section 8.3.1).
+fn is_target(target: &[u8]) -> bool {
+    !target.contains(&b'#') && text(target).is_some() && PathAndQuery::try_from(target).is_ok()
+}
+
+/// The size, in bytes as HTTP/2 reckons them.
+#[must_use]
+pub fn size(head: &Block) -> usize {
+    let fields = head.fields().iter();
+    fields
+        .map(|field| head.name(field).len() + head.value(field).len() + ENTRY)
+        .sum()
 }
 
 /// The status of an answer.
@@ -74,7 +92,7 @@ pub fn own(status: StatusCode) -> Block {
     head
 }
 
-/// Takes out what only the router may say.
+/// Takes out what only the router may say, of a head or of trailers.
 pub fn clean_request(head: &mut Block) {
     let spoken = |token| {
         matches!(
@@ -134,6 +152,31 @@ mod tests {
         ]);
         clean_request(&mut head);
         assert_eq!(names(&head), ["x-other"]);
+    }
+
+    #[test]
+    fn what_pods_would_refuse_is_not_well_formed() {
+        let good = |name: &[u8], value: &[u8]| is_well_formed(&Block::from_iter([(name, value)]));
+        for path in ["/", "*", "/a?b", "/\u{e9}?\u{e9}"] {
+            assert!(good(b":path", path.as_bytes()), "{path}");
+        }
+        let bad: [(&[u8], &[u8]); 11] = [
+            (b":path", b"/x#y"),
+            (b":path", b"/x#\xff"),
+            (b":path", b"/\xff"),
+            (b":path", b"/x?\xff"),
+            (b":path", b"/\xc3\x28"),
+            (b":authority", b"a\xff"),
+            (b":authority", b"a/b"),
+            (b":scheme", b"h\xff"),
+            (b":method", b"G\xff"),
+            // 20 digits.
+            (b"content-length", b"10000000000000000000"),
+            (b"content-length", b"+5"),
+        ];
+        for (name, value) in bad {
+            assert!(!good(name, value), "{}", value.escape_ascii());
+        }
     }
 
     #[test]

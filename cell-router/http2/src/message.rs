@@ -42,7 +42,8 @@ fn is_allowed(block: &Block, field: &Field) -> bool {
         | token::PROXY_CONNECTION
         | token::UPGRADE
         | token::TRANSFER_ENCODING => false,
-        token::TE => block.value(field).eq_ignore_ascii_case(b"trailers"),
+        // In lower case, as everybody writes it: servers on h2 refuse any other.
+        token::TE => block.value(field) == b"trailers",
         _ => field.flags & BAD == 0,
     }
 }
@@ -206,6 +207,7 @@ mod tests {
             ":method=GET, :scheme=http, :path=/, connection=close",
             ":method=GET, :scheme=http, :path=/, transfer-encoding=chunked",
             ":method=GET, :scheme=http, :path=/, te=gzip",
+            ":method=GET, :scheme=http, :path=/, te=Trailers",
             ":method=GET, :scheme=http, :path=/, Upper=1",
             ":method=GET, :scheme=http, :path=/, =1",
             ":method=GET, :scheme=http, :path=/, a=1\r\nb: 2",

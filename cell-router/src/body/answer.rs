@@ -61,6 +61,17 @@ impl Answer {
         );
         Answer { head, body }
     }
+
+    /// The head alone, as HEAD is answered (RFC 9110, section 9.3.2): clients of HTTP/2 take a body for a fault.
+    #[must_use]
+    pub fn without_body(mut self) -> Self {
+        if let Some(length) = self.body.length().filter(|length| *length > 0) {
+            self.head
+                .push(b"content-length", length.to_string().as_bytes());
+        }
+        self.body = ResponseBody::empty();
+        self
+    }
 }
 
 /// A message as gRPC wants it in `grpc-message`.

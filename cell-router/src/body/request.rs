@@ -9,6 +9,7 @@ use bytes::Bytes;
 use titan_http2::hpack::Block;
 
 use super::{Body, BoxError, Part};
+use crate::head;
 use crate::inbound::Inbound;
 
 /// Why a client's body did not come to its end.
@@ -176,6 +177,15 @@ impl Body for RequestBody {
                 let part = body.poll_part(context);
                 recording.awaits_client.set(part.is_pending());
                 let part = match ready!(part) {
+                    Some(Ok(Part::Trailers(mut trailers))) => {
+                        head::clean_request(&mut trailers);
+                        // They come last: without any, the body ends here.
+                        if trailers.fields().is_empty() {
+                            recording.complete();
+                            return Poll::Ready(None);
+                        }
+                        Part::Trailers(trailers)
+                    }
                     Some(Ok(part)) => part,
                     Some(Err(error)) => {
                         recording.fault.set(Some(ClientFault::Left));

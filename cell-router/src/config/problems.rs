@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use super::{Config, Span, TrustedPeers};
 
+/// The most that `limits.headerBytes` may be. Pods whose HTTP/2 is h2 (tonic, hyper) end the connection, which everybody
+/// shares, over a head of more than 64 KiB. The router adds some 300 bytes.
+const MOST_HEADER_BYTES: u32 = 60 * 1024;
+
 impl Config {
     /// What does not fit together, as sentences.
     #[must_use]
@@ -33,6 +37,12 @@ impl Config {
         say(
             self.limits.header_bytes < 1024,
             "`limits.headerBytes` must be at least 1024",
+        );
+        say(
+            self.limits.header_bytes > MOST_HEADER_BYTES,
+            &format!(
+                "`limits.headerBytes` must not be above {MOST_HEADER_BYTES}: pods on tonic or hyper end the connection of everybody over a head of more than 65536 bytes, and the router adds to it"
+            ),
         );
         say(
             self.upstream.min_ttl.0 > self.upstream.max_ttl.0,

@@ -36,13 +36,19 @@ pub struct Request {
 /// Answers a request.
 pub async fn handle(worker: Rc<Worker>, peer: Rc<Peer>, request: Request) -> Answer {
     let grpc = head::is_grpc(&request.head);
+    let bodiless = head::method(&request.head) == "HEAD";
     let outcome = match Passage::new(worker.clone(), &peer, grpc, request) {
         Ok(mut passage) => passage.run().await,
         Err(rejection) => Err(rejection),
     };
     outcome.unwrap_or_else(|rejection| {
         worker.metrics.rejected(rejection.reason);
-        Answer::of(&rejection, grpc)
+        let answer = Answer::of(&rejection, grpc);
+        if bodiless {
+            answer.without_body()
+        } else {
+            answer
+        }
     })
 }
 
@@ -111,7 +117,17 @@ impl Wish {
         if !head::is_well_formed(head) {
             return Err(Rejection::new(
                 Reason::BadRequest,
-                "the method, the scheme, the host or the path is not of the form that HTTP gives it",
+                "the method, the scheme, the host, the path or the length is not of the form that HTTP gives it",
+            ));
+        }
+        // What hyper limits is the text, and that loosely. HTTP/2 keeps to it by itself.
+        let most = config.limits.header_bytes;
+        if matches!(body, Inbound::H1(_)) && head::size(head) > most as usize {
+            return Err(Rejection::new(
+                Reason::BadRequest,
+                format!(
+                    "the head is larger than {most} bytes, with 32 for each field (`limits.headerBytes`)"
+                ),
             ));
         }
         if head::method(head) == "CONNECT" {
