@@ -84,11 +84,17 @@ struct Paced {
 const CELLS: usize = 500;
 /// Fixed rates, below what the slowest proxy can do.
 const RATES: [u64; 2] = [1_000, 4_000];
+/// Where the search for the highest rate begins.
+const FIRST: u64 = 8_000;
+/// A rate that is kept up with answers half of its requests within so many microseconds: those beyond have a queue that grows.
+const KEPT_UP: u64 = 1_000;
 
 struct Bench {
     proxies: Vec<Proxy>,
     push: Push,
     seconds: u64,
+    /// Half of the highest rate, once it was looked for.
+    half: u64,
     pods: [SocketAddr; 2],
     speeds: Vec<Speed>,
     paces: Vec<Paced>,
@@ -122,6 +128,7 @@ fn main() -> Result<()> {
             streams: 16,
         },
         seconds: arguments.seconds,
+        half: 0,
         pods: [
             Pod::bind(Shape::Grpc)?.start(Place::Load)?,
             Pod::bind(Shape::Grpc)?.start(Place::All)?,
@@ -214,19 +221,14 @@ impl Bench {
 
     /// What each adds to latency, next to no proxy at all.
     fn latency(&mut self) -> Result<()> {
-        let best = self
-            .speeds
-            .iter()
-            .filter(|speed| speed.proxy == Proxy::CellRouter.name() && speed.threads == 1)
-            .filter(|speed| speed.shape == Shape::Grpc)
-            .map(|speed| speed.pushed.per_second)
-            .next();
-        // Half of what the router did at full speed in the first round.
-        let half = best.map(|best| (best / 2_000.0) as u64 * 1_000);
         let table = Table {
             cells: CELLS,
             asked: 1,
         };
+        if self.half == 0 && self.proxies.contains(&Proxy::CellRouter) {
+            self.half = self.highest_rate(table)? / 2;
+        }
+        let half = (self.half > RATES[1]).then_some(self.half);
         for rate in RATES.into_iter().chain(half) {
             for proxy in [Proxy::Direct].into_iter().chain(self.proxies.clone()) {
                 self.pace(proxy, Shape::Grpc, rate, table)?;
@@ -236,6 +238,21 @@ impl Bench {
             self.pace(proxy, Shape::Http1, RATES[1], table)?;
         }
         Ok(())
+    }
+
+    /// The highest rate that router, load and pod together keep up with. Full speed is no measure of it: there, they take
+    /// many requests at once, and each costs less.
+    fn highest_rate(&self, table: Table) -> Result<u64> {
+        let mut highest = 0;
+        let mut rate = FIRST;
+        loop {
+            let paced = self.paced(Proxy::CellRouter, Shape::Grpc, rate, table)?;
+            if paced.latency.p50 > KEPT_UP || paced.latency.failed > 0 {
+                return Ok(highest);
+            }
+            highest = rate;
+            rate += rate / 4;
+        }
     }
 
     fn speed(&mut self, proxy: Proxy, pod: SocketAddr, setup: Setup, push: Push) -> Result<()> {
@@ -277,6 +294,12 @@ impl Bench {
     }
 
     fn pace(&mut self, proxy: Proxy, shape: Shape, per_second: u64, table: Table) -> Result<()> {
+        let paced = self.paced(proxy, shape, per_second, table)?;
+        self.paces.push(paced);
+        Ok(())
+    }
+
+    fn paced(&self, proxy: Proxy, shape: Shape, per_second: u64, table: Table) -> Result<Paced> {
         let setup = Setup {
             shape,
             threads: 1,
@@ -329,8 +352,7 @@ impl Bench {
             paced.cpu_us_per_request,
             latency.failed,
         );
-        self.paces.push(paced);
-        Ok(())
+        Ok(paced)
     }
 }
 
