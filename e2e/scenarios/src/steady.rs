@@ -160,7 +160,8 @@ fn was_not_sent(status: &Status) -> bool {
     let mut causes = std::iter::successors(status.source(), |error| (*error).source());
     told && causes.any(|cause| {
         let cause = cause.to_string();
-        cause.contains("operation was canceled") || cause.contains("not a result of an error")
+        cause == "operation was canceled"
+            || cause.starts_with("connection error received: not a result of an error")
     })
 }
 
