@@ -13,24 +13,13 @@ use bytes::Bytes;
 use cell_router::config::{Config, Share, Span};
 use cell_router::router::Router;
 use http::{HeaderMap, Request};
-use support::{Client, Pod, PodAnswer, config, pod, pod_with, router, row, table, until};
+use support::{Client, Pod, PodAnswer, config, pod, pod_with, router, row, table, touchy, until};
 use titan_routing::AssignmentState::Active;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 const PATH: &str = "/titan.order.v1.Orders/Get";
 const WATCH: &str = "/titan.order.v1.Orders/Watch";
-
-/// A circuit opens after five failures and stays so for long.
-fn touchy() -> Config {
-    let mut config = config();
-    config.threads = 1;
-    config.breaker.consecutive_failures = 5;
-    config.breaker.min_span = Span(Duration::ZERO);
-    config.breaker.open = Span(Duration::from_mins(1));
-    config.breaker.max_open = Span(Duration::from_mins(1));
-    config
-}
 
 fn one_cell(endpoint: &str) -> Arc<titan_routing::RoutingTable> {
     table(
@@ -83,7 +72,7 @@ async fn serves(router: &Router) {
 #[tokio::test]
 async fn clients_that_cancel_open_no_circuit() {
     let a = pod("a").await;
-    let router = router(touchy(), Some(&one_cell(&a.endpoint()))).await;
+    let router = router(touchy(5), Some(&one_cell(&a.endpoint()))).await;
     let mut requests = unfinished(router.listen, 20, "10S").await;
     until("the requests", || a.requests() == 20).await;
     for (_, body) in &mut requests {
@@ -96,7 +85,7 @@ async fn clients_that_cancel_open_no_circuit() {
 #[tokio::test]
 async fn clients_that_give_no_time_open_no_circuit() {
     let a = pod("a").await;
-    let router = router(touchy(), Some(&one_cell(&a.endpoint()))).await;
+    let router = router(touchy(5), Some(&one_cell(&a.endpoint()))).await;
     let client = Client::connect(router.listen).await;
     for _ in 0..20 {
         let headers = [("x-titan-key", "5"), ("grpc-timeout", "1u")];
@@ -109,7 +98,7 @@ async fn clients_that_give_no_time_open_no_circuit() {
 #[tokio::test]
 async fn clients_that_send_no_more_open_no_circuit() {
     let a = pod("a").await;
-    let router = router(touchy(), Some(&one_cell(&a.endpoint()))).await;
+    let router = router(touchy(5), Some(&one_cell(&a.endpoint()))).await;
     for (answer, _body) in unfinished(router.listen, 20, "1100m").await {
         let answer = answer.await.unwrap();
         assert_eq!(answer.headers()["x-titan-router-error"], "deadline");
@@ -120,7 +109,7 @@ async fn clients_that_send_no_more_open_no_circuit() {
 #[tokio::test]
 async fn clients_that_leave_in_the_middle_open_no_circuit() {
     let a = pod("a").await;
-    let router = router(touchy(), Some(&one_cell(&a.endpoint()))).await;
+    let router = router(touchy(5), Some(&one_cell(&a.endpoint()))).await;
     for _ in 0..20 {
         let before = a.requests();
         let mut stream = TcpStream::connect(router.listen).await.unwrap();
@@ -137,7 +126,7 @@ async fn clients_that_leave_in_the_middle_open_no_circuit() {
 #[tokio::test]
 async fn clients_that_speak_of_their_own_connection_open_no_circuit() {
     let a = pod("a").await;
-    let router = router(touchy(), Some(&one_cell(&a.endpoint()))).await;
+    let router = router(touchy(5), Some(&one_cell(&a.endpoint()))).await;
     for _ in 0..20 {
         let stream = TcpStream::connect(router.listen).await.unwrap();
         let request = format!(
@@ -152,7 +141,7 @@ async fn clients_that_speak_of_their_own_connection_open_no_circuit() {
 #[tokio::test]
 async fn clients_that_send_too_much_open_no_circuit_and_hear_of_it() {
     let a = pod("a").await;
-    let mut config = touchy();
+    let mut config = touchy(5);
     config.limits.body_bytes = 1000;
     let router = router(config, Some(&one_cell(&a.endpoint()))).await;
     for (answer, mut body) in unfinished(router.listen, 20, "10S").await {
@@ -169,7 +158,7 @@ async fn clients_that_send_too_much_open_no_circuit_and_hear_of_it() {
 #[tokio::test]
 async fn a_cell_that_had_time_is_blamed() {
     let silent = pod_with(Arc::new(|_| PodAnswer::Silence)).await;
-    let router = router(touchy(), Some(&one_cell(&silent.endpoint()))).await;
+    let router = router(touchy(5), Some(&one_cell(&silent.endpoint()))).await;
     let client = Client::connect(router.listen).await;
     let requests = (0..5).map(|_| {
         let client = client.clone();
@@ -202,7 +191,7 @@ async fn open_circuit(router: &Router, pod: &Pod, headers: &[(&str, &str)]) {
 
 /// It opens for moments, so that it is half open soon.
 fn nervous() -> Config {
-    let mut config = touchy();
+    let mut config = touchy(5);
     config.breaker.open = Span(Duration::from_millis(50));
     config.breaker.max_open = Span(Duration::from_millis(50));
     config
@@ -273,7 +262,7 @@ async fn a_probe_without_a_verdict_is_given_back() {
 #[tokio::test]
 async fn a_pod_that_dies_with_many_requests_is_one_failure() {
     let (a, b) = (pod_with(watched()).await, pod_with(watched()).await);
-    let mut config = touchy();
+    let mut config = touchy(5);
     config
         .hosts
         .insert("order.cell-001.test".into(), vec![a.address, b.address]);
@@ -347,7 +336,7 @@ async fn a_cell_that_hangs_leaves_room_for_the_others() {
 
 /// A service whose answers are late after 50 ms.
 fn impatient() -> Config {
-    let mut config = touchy();
+    let mut config = touchy(5);
     let late = Span(Duration::from_millis(50));
     config.breaker.slow_after.insert("order".into(), late);
     config

@@ -7,13 +7,12 @@ mod support;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
-use cell_router::config::{Config, Span};
+use cell_router::config::Config;
 use cell_router::router::Router;
 use http::{HeaderMap, Response};
-use support::{Client, PATIENCE, PREFACE, config, frame, router, row, table, until};
+use support::{Client, PATIENCE, PREFACE, frame, router, row, table, touchy, until};
 use titan_http2::hpack::{Block, Decoder};
 use titan_routing::AssignmentState::Active;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -95,17 +94,6 @@ async fn serve(
             let _ = respond.send_response(Response::new(()), true);
         });
     }
-}
-
-/// A circuit opens after three failures and stays so for long.
-fn touchy() -> Config {
-    let mut config = config();
-    config.threads = 1;
-    config.breaker.consecutive_failures = 3;
-    config.breaker.min_span = Span(Duration::ZERO);
-    config.breaker.open = Span(Duration::from_mins(1));
-    config.breaker.max_open = Span(Duration::from_mins(1));
-    config
 }
 
 async fn router_to(endpoint: &str, config: Config) -> Router {
@@ -274,7 +262,7 @@ async fn raw(router: &Router, request: &str) -> String {
 #[tokio::test]
 async fn no_request_ends_the_connections_of_others() {
     let pod = Pod::start().await;
-    let router = router_to(&pod.endpoint, touchy()).await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
     let mut client = Raw::connect(router.listen).await;
     for path in ["/x", "/\u{e9}?\u{e9}"] {
         let heard = client.ask(&[(":path", path.as_bytes())], None).await;
@@ -323,7 +311,7 @@ async fn a_request_over_which_pods_leave_does_not_meet_all_of_their_connections(
             });
         }
     });
-    let router = router_to(&endpoint, touchy()).await;
+    let router = router_to(&endpoint, touchy(3)).await;
     let mut client = Raw::connect(router.listen).await;
     for method in ["POST", "GET"] {
         let before = heard.load(SeqCst);
@@ -337,7 +325,7 @@ async fn a_request_over_which_pods_leave_does_not_meet_all_of_their_connections(
 #[tokio::test]
 async fn what_http1_may_say_and_http2_may_not_opens_no_circuit() {
     let pod = Pod::start().await;
-    let router = router_to(&pod.endpoint, touchy()).await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
     for trailer in [
         "connection: x",
         "te: gzip",
@@ -368,7 +356,7 @@ async fn what_http1_may_say_and_http2_may_not_opens_no_circuit() {
 #[tokio::test]
 async fn te_is_trailers_in_lower_case_over_http2() {
     let pod = Pod::start().await;
-    let router = router_to(&pod.endpoint, touchy()).await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
     let mut client = Raw::connect(router.listen).await;
     let heard = client.ask(&[("te", b"trailers")], None).await;
     assert_eq!(heard.status(), "200");
@@ -386,7 +374,7 @@ async fn te_is_trailers_in_lower_case_over_http2() {
 #[tokio::test]
 async fn what_a_pod_takes_for_malformed_opens_no_circuit_and_is_not_sent_again() {
     let pod = Pod::start().await;
-    let router = router_to(&pod.endpoint, touchy()).await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
     let mut client = Raw::connect(router.listen).await;
     for method in ["GET", "POST"] {
         for _ in 0..5 {
@@ -404,7 +392,7 @@ async fn what_a_pod_takes_for_malformed_opens_no_circuit_and_is_not_sent_again()
 #[tokio::test]
 async fn trailers_do_not_speak_for_the_router() {
     let pod = Pod::start().await;
-    let router = router_to(&pod.endpoint, touchy()).await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
     let mut client = Raw::connect(router.listen).await;
     let spoken = [
         ("x-titan-key", "7"),
@@ -436,7 +424,7 @@ async fn trailers_do_not_speak_for_the_router() {
 #[tokio::test]
 async fn head_is_refused_without_a_body() {
     let pod = Pod::start().await;
-    let router = router_to(&pod.endpoint, touchy()).await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
     let mut client = Raw::connect(router.listen).await;
     let nobody: (&str, &[u8]) = (":authority", b"nobody.x");
     let get = client.ask(&[(":method", b"GET"), nobody], None).await;
@@ -466,7 +454,7 @@ async fn head_is_refused_without_a_body() {
 #[tokio::test]
 async fn the_largest_heads_end_no_connection() {
     let with = |bytes: u32| {
-        let mut config = touchy();
+        let mut config = touchy(3);
         config.limits.header_bytes = bytes;
         config
     };

@@ -192,11 +192,13 @@ fn running() -> Result<String> {
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    shell::shown(
-        Command::new("cargo")
-            .current_dir(paths::repository())
-            .args(args),
-    )
+    shell::shown(&mut cargo_command(args))
+}
+
+fn cargo_command(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(paths::repository()).args(args);
+    command
 }
 
 /// Where random tests begin. The same each time, for a run has to be about what was changed; other seeds are for whoever
@@ -205,15 +207,11 @@ const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "1");
 
 /// Runs the tests of all crates, and then says again what failed.
 fn tests() -> Result<()> {
-    let mut command = Command::new("cargo");
+    let mut command = cargo_command(&["test", "--workspace", "--locked", "--no-fail-fast"]);
     if std::env::var_os(SEED.0).is_none() {
         command.env(SEED.0, SEED.1);
     }
-    command
-        .current_dir(paths::repository())
-        .args(["test", "--workspace", "--locked", "--no-fail-fast"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("run cargo")?;
     let output = child.stdout.take().context("no output of cargo")?;
     let failures = Failures::read(BufReader::new(output), io::stdout())?;

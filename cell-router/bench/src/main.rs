@@ -94,7 +94,7 @@ struct Bench {
     push: Push,
     seconds: u64,
     /// Half of the highest rate, once it was looked for.
-    half: u64,
+    half: Option<u64>,
     pods: [SocketAddr; 2],
     speeds: Vec<Speed>,
     paces: Vec<Paced>,
@@ -128,7 +128,7 @@ fn main() -> Result<()> {
             streams: 16,
         },
         seconds: arguments.seconds,
-        half: 0,
+        half: None,
         pods: [
             Pod::bind(Shape::Grpc)?.start(Place::Load)?,
             Pod::bind(Shape::Grpc)?.start(Place::All)?,
@@ -225,10 +225,10 @@ impl Bench {
             cells: CELLS,
             asked: 1,
         };
-        if self.half == 0 && self.proxies.contains(&Proxy::CellRouter) {
-            self.half = self.highest_rate(table)? / 2;
+        if self.half.is_none() && self.proxies.contains(&Proxy::CellRouter) {
+            self.half = Some(self.highest_rate(table)? / 2);
         }
-        let half = (self.half > RATES[1]).then_some(self.half);
+        let half = self.half.filter(|half| *half > RATES[1]);
         for rate in RATES.into_iter().chain(half) {
             for proxy in [Proxy::Direct].into_iter().chain(self.proxies.clone()) {
                 self.pace(proxy, Shape::Grpc, rate, table)?;

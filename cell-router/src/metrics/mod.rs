@@ -277,11 +277,17 @@ impl Metrics {
     }
 }
 
+/// A counter of one pair in all threads.
+fn sum(threads: &[Arc<PairMetrics>], read: impl Fn(&PairMetrics) -> u64) -> u64 {
+    threads.iter().map(|thread| read(thread)).sum()
+}
+
 fn totals(threads: &[Arc<PairMetrics>]) -> Totals {
-    let sum = |read: fn(&PairMetrics) -> u64| threads.iter().map(|thread| read(thread)).sum();
+    let failed =
+        |thread: &PairMetrics| thread.class(Class::Server) + thread.class(Class::Transport);
     Totals {
-        requests: sum(PairMetrics::requests),
-        failures: sum(|thread| thread.class(Class::Server) + thread.class(Class::Transport)),
-        latency_us: sum(|thread| thread.latency_us.get()),
+        requests: sum(threads, PairMetrics::requests),
+        failures: sum(threads, failed),
+        latency_us: sum(threads, |thread| thread.latency_us.get()),
     }
 }

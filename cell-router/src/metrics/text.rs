@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use titan_routing::client::Refusal;
 
-use super::{BUCKETS_US, Class, Counter, Metrics, Pair, PairMetrics, ThreadMetrics, lock};
+use super::{BUCKETS_US, Class, Counter, Metrics, Pair, PairMetrics, ThreadMetrics, lock, sum};
 use crate::rejection::Reason;
 
 type Pairs = BTreeMap<Pair, Vec<Arc<PairMetrics>>>;
@@ -209,39 +209,42 @@ impl Metrics {
                 }
             }
         }
-        each_pair(
-            out,
-            &pairs,
+        type Value = fn(&[Arc<PairMetrics>]) -> f64;
+        let rows: [(&str, &str, &str, Value); 3] = [
             (
                 "requests_in_flight",
                 "gauge",
                 "Requests under way, by cell and service.",
+                |pair| sum(pair, |thread| thread.in_flight.get()) as f64,
             ),
-            |pair| pair.in_flight.get(),
-            |count| count as f64,
-        );
-        each_pair(
-            out,
-            &pairs,
             (
                 "retries_total",
                 "counter",
                 "Requests sent a second time, by cell and service.",
+                |pair| sum(pair, |thread| thread.retries.get()) as f64,
             ),
-            |pair| pair.retries.get(),
-            |count| count as f64,
-        );
-        each_pair(
-            out,
-            &pairs,
             (
                 "request_seconds_total",
                 "counter",
                 "The time of all requests that ended, by cell and service.",
+                |pair| {
+                    let micros = sum(pair, |thread| thread.latency_us.get());
+                    Duration::from_micros(micros).as_secs_f64()
+                },
             ),
-            |pair| pair.latency_us.get(),
-            |micros| Duration::from_micros(micros).as_secs_f64(),
-        );
+        ];
+        for (name, kind, help, value) in rows {
+            head(out, name, kind, help);
+            for ((cell, service), threads) in &*pairs {
+                let value = value(threads);
+                if value > 0.0 {
+                    let _ = writeln!(
+                        out,
+                        "cell_router_{name}{{cell=\"{cell}\",service=\"{service}\"}} {value}"
+                    );
+                }
+            }
+        }
         let took = "Time from the headers of the request to the end of the answer";
         histograms(out, &pairs, "cell", took, |(cell, _)| cell);
         histograms(out, &pairs, "service", took, |(_, service)| service);
@@ -253,31 +256,6 @@ fn head(out: &mut String, name: &str, kind: &str, help: &str) {
         out,
         "# HELP cell_router_{name} {help}\n# TYPE cell_router_{name} {kind}"
     );
-}
-
-fn sum(threads: &[Arc<PairMetrics>], read: impl Fn(&PairMetrics) -> u64) -> u64 {
-    threads.iter().map(|thread| read(thread)).sum()
-}
-
-/// A value of each pair that has one.
-fn each_pair(
-    out: &mut String,
-    pairs: &Pairs,
-    (name, kind, help): (&str, &str, &str),
-    read: impl Fn(&PairMetrics) -> u64,
-    unit: impl Fn(u64) -> f64,
-) {
-    head(out, name, kind, help);
-    for ((cell, service), threads) in pairs {
-        let value = sum(threads, &read);
-        if value > 0 {
-            let _ = writeln!(
-                out,
-                "cell_router_{name}{{cell=\"{cell}\",service=\"{service}\"}} {}",
-                unit(value)
-            );
-        }
-    }
 }
 
 /// Latencies of all pairs that have the same label.

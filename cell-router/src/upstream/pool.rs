@@ -102,35 +102,19 @@ fn least_busy<'a>(conns: impl Iterator<Item = &'a Rc<Conn>>) -> Option<Rc<Conn>>
     conns.min_by_key(|conn| conn.in_flight()).cloned()
 }
 
-/// A request that waits for a connection to a pod. Without it a burst would all wait for the same pod.
-struct Waiting<'a>(&'a Pod);
+/// Something that is counted for as long as this lives.
+struct Counted<'a>(&'a Cell<usize>);
 
-impl<'a> Waiting<'a> {
-    fn on(pod: &'a Pod) -> Self {
-        pod.waiting.set(pod.waiting.get() + 1);
-        Waiting(pod)
+impl<'a> Counted<'a> {
+    fn among(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Counted(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.waiting.set(self.0.waiting.get().saturating_sub(1));
-    }
-}
-
-/// A connection that is being opened.
-struct Dialing<'a>(&'a Pod);
-
-impl<'a> Dialing<'a> {
-    fn to(pod: &'a Pod) -> Self {
-        pod.dials.set(pod.dials.get() + 1);
-        Dialing(pod)
-    }
-}
-
-impl Drop for Dialing<'_> {
-    fn drop(&mut self) {
-        self.0.dials.set(self.0.dials.get().saturating_sub(1));
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 
@@ -233,7 +217,8 @@ impl Pool {
         let mut last = None;
         for _ in 0..attempts {
             let pod = self.choose()?;
-            let waiting = Waiting::on(&pod);
+            // Without it a burst would all wait for the same pod.
+            let waiting = Counted::among(&pod.waiting);
             let conn = self.conn_of(&pod, config).await;
             drop(waiting);
             match conn {
@@ -301,7 +286,7 @@ impl Pool {
 
     async fn dial(&self, pod: &Rc<Pod>, config: &Config) -> Result<Rc<Conn>, PoolError> {
         self.metrics.dials.add(1);
-        let _counted = Dialing::to(pod);
+        let _counted = Counted::among(&pod.dials);
         let conn = Conn::dial(pod, pod.address, self.protocol, config)
             .await
             .map_err(PoolError::Dial)?;

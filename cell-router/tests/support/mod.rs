@@ -72,6 +72,17 @@ pub fn table(epoch: u64, rows: Vec<Assignment>, cells: &[(&str, &str)]) -> Arc<R
     Arc::new(RoutingTable::new(Epoch(epoch), KeyspaceMode::UserId, rows, cells, vec![]).unwrap())
 }
 
+/// One thread, and a circuit that opens after so many failures and stays so for long.
+pub fn touchy(failures: u32) -> Config {
+    let mut config = config();
+    config.threads = 1;
+    config.breaker.consecutive_failures = failures;
+    config.breaker.min_span = Span(Duration::ZERO);
+    config.breaker.open = Span(Duration::from_mins(1));
+    config.breaker.max_open = Span(Duration::from_mins(1));
+    config
+}
+
 /// A configuration with free ports, two threads, and the service `order`, `cart` and `chat` (HTTP/1.1).
 pub fn config() -> Config {
     let local = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -18,7 +18,7 @@ use titan_planner::status::{Step, deletion_status};
 use crate::cell::ReconcileError;
 use crate::cell::credentials::{POSTGRES_PORT, external};
 use crate::cell::dereference::{Dereferenced, as_ref, dereference};
-use crate::cell::postgres::POSTGRES;
+use crate::cell::postgres::{POSTGRES, recorded_database};
 use crate::cell::report;
 use crate::cluster::{LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune};
 use crate::context::Context;
@@ -92,7 +92,7 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
     }
     // Also of a cell whose namespace somebody else removes or has removed: its database may be somewhere else.
     let leaving = namespace.as_ref().is_none_or(LiveObject::is_deleting);
-    if (!leaving || known_database(cell).is_some())
+    if (!leaving || recorded_database(cell).is_some())
         && let Some(step) = drop_external_database(cell, context, &referred, &client).await?
     {
         return Ok(Some(step));
@@ -224,10 +224,7 @@ async fn drop_external_database(
     };
     let known = Database {
         name: &database,
-        id: cell
-            .status
-            .as_ref()
-            .and_then(|it| it.database_id.as_deref()),
+        id: recorded_database(cell),
     };
     let server = external(context, &secret_name, POSTGRES_PORT).await?;
     let dropped = match server {
@@ -250,10 +247,6 @@ async fn drop_external_database(
             ),
         ))),
     }
-}
-
-fn known_database(cell: &Cell) -> Option<&str> {
-    cell.status.as_ref()?.database_id.as_deref()
 }
 
 fn is_annotated(cell: &Cell, annotation: &str) -> bool {

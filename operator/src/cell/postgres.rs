@@ -68,6 +68,11 @@ pub(super) async fn tend(
 /// Gives up the data of a database: its id is the value.
 const GIVE_UP_DATABASE: &str = "titan.dev/give-up-database";
 
+/// The id of the database that the Cell's status names.
+pub(super) fn recorded_database(cell: &Cell) -> Option<&str> {
+    cell.status.as_ref()?.database_id.as_deref()
+}
+
 /// The database that holds the data, which must be there; `None` while there is none yet, where its storage was never meant
 /// to outlive its pods, and when a person gave it up.
 pub(super) fn known_database<'a>(cell: &'a Cell, valid: &ValidatedCell) -> Option<&'a str> {
@@ -78,18 +83,14 @@ pub(super) fn known_database<'a>(cell: &'a Cell, valid: &ValidatedCell) -> Optio
             ..
         }
     );
-    let known = cell.status.as_ref()?.database_id.as_deref()?;
+    let known = recorded_database(cell)?;
     let given_up = cell.annotations().get(GIVE_UP_DATABASE);
     (!fleeting && given_up.is_none_or(|id| id != known)).then_some(known)
 }
 
 /// What is said of another database, or none, in the place of the one with the data. To make an empty one there would be to
 /// answer that nobody has ever ordered anything, and to take orders that a restored backup does not have.
-pub(super) fn other_database(cell: &str, error: &StoreError) -> Step {
-    let known = match error {
-        StoreError::OtherDatabase { known, .. } => known,
-        _ => "",
-    };
+pub(super) fn other_database(cell: &str, error: &StoreError, known: &str) -> Step {
     Step::failed(
         "OtherDatabase",
         format!(

@@ -372,8 +372,8 @@ impl Pass<'_> {
         );
         let (sql, cache) = match (sql, cache) {
             (Ok(sql), Ok(cache)) => (sql, cache),
-            (Err(error @ StoreError::OtherDatabase { .. }), _) => {
-                return Ok(Err(other_database(&self.valid.name, &error)));
+            (Err(ref error @ StoreError::OtherDatabase { ref known, .. }), _) => {
+                return Ok(Err(other_database(&self.valid.name, error, known)));
             }
             (Err(error), _) | (_, Err(error)) => {
                 let step = store_step(error)?;

@@ -156,9 +156,7 @@ impl Connection {
 
     /// The server does nothing with streams above this id.
     pub(super) fn spare_above(&mut self, last: u32) {
-        for id in self.resets.held.split_off(&(last + 1)) {
-            // `spare` looks for it there.
-            self.resets.held.insert(id);
+        while let Some(id) = self.resets.held.last().copied().filter(|id| *id > last) {
             self.spare(id);
         }
     }
