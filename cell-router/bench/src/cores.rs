@@ -1,6 +1,10 @@
-//! Who runs where: the proxy under test on cores of its own, as far as there are any.
+//! Who runs where: the proxy under test on cores of its own, as far as there are any. And what keeps the machine from getting
+//! in between: cores that do not sleep, and the right to go before others.
 
+use std::fs::{File, OpenOptions};
 use std::future::Future;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -50,6 +54,31 @@ pub fn count() -> usize {
         .count()
         .max(1)
 }
+
+/// Cores do not sleep while this lives. To wake one takes a virtual machine longer than a proxy needs for a request. The kernel
+/// forgets the wish with the file: <https://docs.kernel.org/power/pm_qos_interface.html>.
+pub fn awake() -> Option<File> {
+    let mut wish = OpenOptions::new()
+        .write(true)
+        .open("/dev/cpu_dma_latency")
+        .ok()?;
+    // The longest time to wake up, in microseconds.
+    wish.write_all(&0_i32.to_ne_bytes()).ok()?;
+    Some(wish)
+}
+
+/// Whether a proxy may go before everything else on its core (`SCHED_FIFO`).
+pub fn may_go_first() -> bool {
+    let tried = Command::new("chrt")
+        .args(FIRST)
+        .arg("true")
+        .stderr(Stdio::null())
+        .status();
+    tried.is_ok_and(|status| status.success())
+}
+
+/// What `chrt` is told for that.
+pub const FIRST: [&str; 2] = ["-f", "1"];
 
 /// Runs a future on this thread, held to a place, with a runtime of its own.
 pub fn run_on<T>(place: Place, future: impl Future<Output = Result<T>>) -> Result<T> {

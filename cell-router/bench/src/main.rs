@@ -95,6 +95,8 @@ struct Bench {
     seconds: u64,
     /// Half of the highest rate, once it was looked for.
     half: Option<u64>,
+    /// Whether proxies go before everything else while latencies are measured.
+    first: bool,
     pods: [SocketAddr; 2],
     speeds: Vec<Speed>,
     paces: Vec<Paced>,
@@ -120,6 +122,7 @@ fn main() -> Result<()> {
         }
         here
     });
+    let awake = cores::awake();
     let mut bench = Bench {
         proxies,
         push: Push {
@@ -129,6 +132,7 @@ fn main() -> Result<()> {
         },
         seconds: arguments.seconds,
         half: None,
+        first: cores::may_go_first(),
         pods: [
             Pod::bind(Shape::Grpc)?.start(Place::Load)?,
             Pod::bind(Shape::Grpc)?.start(Place::All)?,
@@ -161,6 +165,8 @@ fn main() -> Result<()> {
         serde_json::to_string_pretty(&json!({
             "versions": versions,
             "load_average_at_the_end": load.trim(),
+            "cores_kept_awake": awake.is_some(),
+            "proxies_go_first": bench.first,
             "speed": bench.speeds,
             "paced": bench.paces,
         }))?
@@ -185,6 +191,7 @@ impl Bench {
                 threads: 1,
                 cells: CELLS,
                 place: Place::Proxy,
+                first: false,
             };
             self.speed(proxy, pod, setup, push)?;
         }
@@ -199,6 +206,7 @@ impl Bench {
                 threads: cores::count(),
                 cells: CELLS,
                 place: Place::All,
+                first: false,
             };
             self.speed(proxy, self.pods[1], setup, self.push)?;
         }
@@ -230,11 +238,17 @@ impl Bench {
         }
         let half = self.half.filter(|half| *half > RATES[1]);
         for rate in RATES.into_iter().chain(half) {
-            for proxy in [Proxy::Direct].into_iter().chain(self.proxies.clone()) {
+            for proxy in [Proxy::Direct, Proxy::Across]
+                .into_iter()
+                .chain(self.proxies.clone())
+            {
                 self.pace(proxy, Shape::Grpc, rate, table)?;
             }
         }
-        for proxy in [Proxy::Direct].into_iter().chain(self.proxies.clone()) {
+        for proxy in [Proxy::Direct, Proxy::Across]
+            .into_iter()
+            .chain(self.proxies.clone())
+        {
             self.pace(proxy, Shape::Http1, RATES[1], table)?;
         }
         Ok(())
@@ -305,6 +319,7 @@ impl Bench {
             threads: 1,
             cells: table.cells,
             place: Place::Proxy,
+            first: self.first,
         };
         let pace = Pace {
             per_second,
@@ -313,11 +328,19 @@ impl Bench {
         };
         let pod = Pod::bind(shape)?;
         let running = Running::start(proxy, pod.address()?, setup)?;
+        let beside_load = if proxy == Proxy::Across {
+            pod.start(Place::Proxy)?;
+            None
+        } else {
+            Some(pod)
+        };
         // On a thread of its own, so that what is started later is not held to its core.
         let (latency, used) = std::thread::scope(|scope| {
             let load = scope.spawn(|| {
                 cores::run_on(Place::Load, async {
-                    tokio::task::spawn_local(pod.serve());
+                    if let Some(pod) = beside_load {
+                        tokio::task::spawn_local(pod.serve());
+                    }
                     let mut before = Duration::ZERO;
                     let latency = pace::pace(running.address, shape, pace, table, || {
                         before = running.cpu();
@@ -340,7 +363,7 @@ impl Bench {
             memory: running.memory(),
         };
         eprintln!(
-            "  {:<12} {:<6} {:>6} requests/s, {:>5} cells, {:>3} asked: p50 {:>5} us, p99 {:>6} us, p99.9 {:>6} us, {:>6.2} us CPU each, {} failed",
+            "  {:<17} {:<6} {:>6} requests/s, {:>5} cells, {:>3} asked: p50 {:>5} us, p99 {:>6} us, p99.9 {:>6} us, {:>6.2} us CPU each, {} failed",
             paced.proxy,
             shape.name(),
             per_second,

@@ -22,6 +22,9 @@ use tokio::sync::mpsc;
 use crate::proxies::{PATH, Shape, Table};
 
 const REQUEST: &[u8] = &[0; 105];
+/// Requests at once before the clock starts. After a stall of the machine as many may be under way, and the first time that
+/// takes memory and connections, above all of the load and the pod.
+const BURST: usize = 1_000;
 
 /// A fixed rate.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -75,7 +78,8 @@ enum Client {
     H1(mpsc::UnboundedSender<(Instant, u64)>),
 }
 
-/// Sends at a fixed rate with keys of the table. Calls `warm` when every cell was asked once and the clock starts.
+/// Sends at a fixed rate with keys of the table. Calls `warm` when every cell was asked once, a burst is over, and the clock
+/// starts.
 pub async fn pace(
     address: SocketAddr,
     shape: Shape,
@@ -93,6 +97,12 @@ pub async fn pace(
         send(&clients, turn, Instant::now(), key, &results).context("no connection")?;
         wait_for(&results, turn as u64 + 1).await?;
     }
+    let asked = results.borrow().count();
+    for turn in 0..BURST {
+        let key = table.key(turn as u64);
+        send(&clients, turn, Instant::now(), key, &results).context("no connection")?;
+    }
+    wait_for(&results, asked + BURST as u64).await?;
     let mut random = SmallRng::seed_from_u64(7);
     *results.borrow_mut() = Results::default();
     warm();

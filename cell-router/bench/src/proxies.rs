@@ -13,13 +13,15 @@ use titan_routing::{
     Assignment, AssignmentState, CellEndpoint, Epoch, Key, KeyRange, KeyspaceMode, RoutingTable,
 };
 
-use crate::cores::Place;
+use crate::cores::{self, Place};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Proxy {
-    /// No proxy: the pod itself.
+    /// No proxy: the pod itself, on the core of the load.
     Direct,
+    /// No proxy: the pod itself, where the others have the proxy.
+    Across,
     /// Ours.
     CellRouter,
     /// Debian's.
@@ -58,6 +60,7 @@ impl Proxy {
     pub fn name(self) -> &'static str {
         match self {
             Proxy::Direct => "direct",
+            Proxy::Across => "direct, two cores",
             Proxy::CellRouter => "cell-router",
             Proxy::Haproxy => "haproxy",
             Proxy::HaproxyCells => "haproxy, cells",
@@ -79,7 +82,7 @@ impl Proxy {
             })
         };
         match self {
-            Proxy::Direct => Some(PathBuf::new()),
+            Proxy::Direct | Proxy::Across => Some(PathBuf::new()),
             Proxy::CellRouter => named("CELL_ROUTER", &[]).or_else(|| {
                 let mine = std::env::current_exe().ok()?;
                 Some(mine.parent()?.join("cell-router")).filter(|path| path.is_file())
@@ -91,9 +94,13 @@ impl Proxy {
         }
     }
 
+    fn is_none(self) -> bool {
+        matches!(self, Proxy::Direct | Proxy::Across)
+    }
+
     /// The version that it says it has.
     pub fn version(self) -> String {
-        let Some(program) = self.program().filter(|_| self != Proxy::Direct) else {
+        let Some(program) = self.program().filter(|_| !self.is_none()) else {
             return String::new();
         };
         let flag = if matches!(self, Proxy::CellRouter | Proxy::Envoy | Proxy::Pingora) {
@@ -154,6 +161,8 @@ pub struct Setup {
     pub cells: usize,
     /// The cores that it may use.
     pub place: Place,
+    /// Whether it goes before everything else there.
+    pub first: bool,
 }
 
 /// What is asked for.
@@ -198,7 +207,7 @@ impl Running {
     /// Starts a proxy in front of a pod.
     pub fn start(proxy: Proxy, pod: SocketAddr, setup: Setup) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        if proxy == Proxy::Direct {
+        if proxy.is_none() {
             return Ok(Running {
                 address: pod,
                 child: None,
@@ -215,9 +224,15 @@ impl Running {
             Proxy::Pingora => pingora(address, pod, setup),
             Proxy::Nginx => nginx(dir, address, pod, setup)?,
             Proxy::Envoy => envoy(dir, address, pod, setup)?,
-            Proxy::Direct => Vec::new(),
+            Proxy::Direct | Proxy::Across => Vec::new(),
         };
-        let mut command = Command::new("taskset");
+        let mut command = if setup.first {
+            let mut command = Command::new("chrt");
+            command.args(cores::FIRST).arg("taskset");
+            command
+        } else {
+            Command::new("taskset")
+        };
         command.args(["-c", &setup.place.list()]).arg(&program);
         let log = fs::File::create(dir.join("log"))?;
         let child = command
