@@ -25,12 +25,15 @@ pub fn request_from(parts: &mut request::Parts) -> Block {
         b":scheme",
         parts.uri.scheme_str().unwrap_or("http").as_bytes(),
     );
-    let host = parts.headers.remove(header::HOST);
-    match (parts.uri.authority(), &host) {
-        (Some(authority), _) => head.push(b":authority", authority.as_str().as_bytes()),
-        (None, Some(host)) => head.push(b":authority", host.as_bytes()),
-        (None, None) => {}
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    match (parts.uri.authority(), hosts.next(), hosts.next()) {
+        // Which one counts is for nobody to guess (RFC 9112, section 3.2): what is not of the form of a host is refused.
+        (_, _, Some(_)) => head.push(b":authority", b"more than one"),
+        (Some(authority), _, _) => head.push(b":authority", authority.as_str().as_bytes()),
+        (None, Some(host), _) => head.push(b":authority", host.as_bytes()),
+        (None, None, _) => {}
     }
+    parts.headers.remove(header::HOST);
     let target = parts
         .uri
         .path_and_query()

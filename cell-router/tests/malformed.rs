@@ -354,6 +354,21 @@ async fn what_http1_may_say_and_http2_may_not_opens_no_circuit() {
 }
 
 #[tokio::test]
+async fn a_request_with_two_hosts_is_refused() {
+    let pod = Pod::start().await;
+    let router = router_to(&pod.endpoint, touchy(3)).await;
+    for target in ["/x", "http://order.x/x"] {
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nhost: order.x\r\nhost: cart.x\r\nx-titan-key: 5\r\nconnection: close\r\n\r\n"
+        );
+        let answer = raw(&router, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{target}: {answer}");
+        assert!(answer.contains("bad-request"), "{target}: {answer}");
+    }
+    assert_eq!((failures(&router), pod.heard()), (0, 0));
+}
+
+#[tokio::test]
 async fn te_is_trailers_in_lower_case_over_http2() {
     let pod = Pod::start().await;
     let router = router_to(&pod.endpoint, touchy(3)).await;

@@ -97,7 +97,6 @@ struct Bench {
     half: Option<u64>,
     /// Whether proxies go before everything else while latencies are measured.
     first: bool,
-    pods: [SocketAddr; 2],
     speeds: Vec<Speed>,
     paces: Vec<Paced>,
 }
@@ -133,20 +132,25 @@ fn main() -> Result<()> {
         seconds: arguments.seconds,
         half: None,
         first: cores::may_go_first(),
-        pods: [
-            Pod::bind(Shape::Grpc)?.start(Place::Load)?,
-            Pod::bind(Shape::Grpc)?.start(Place::All)?,
-        ],
         speeds: Vec::new(),
         paces: Vec::new(),
     };
-    let h1 = Pod::bind(Shape::Http1)?.start(Place::Load)?;
+    let pod = |shape, place| Pod::bind(shape)?.start(place);
+    let beside_load = [
+        pod(Shape::Grpc, Place::Load)?,
+        pod(Shape::Http1, Place::Load)?,
+    ];
+    let anywhere = [
+        pod(Shape::Grpc, Place::All)?,
+        pod(Shape::Http1, Place::All)?,
+    ];
     for round in 1..=arguments.rounds {
         eprintln!("round {round} of {}", arguments.rounds);
-        bench.full_speed(Shape::Grpc, bench.pods[0])?;
+        bench.full_speed(Shape::Grpc, Place::Proxy, beside_load[0])?;
         if !arguments.quick {
-            bench.full_speed(Shape::Http1, h1)?;
-            bench.all_cores()?;
+            bench.full_speed(Shape::Http1, Place::Proxy, beside_load[1])?;
+            bench.full_speed(Shape::Grpc, Place::All, anywhere[0])?;
+            bench.full_speed(Shape::Http1, Place::All, anywhere[1])?;
             bench.flat_cost()?;
             bench.latency()?;
         }
@@ -175,8 +179,9 @@ fn main() -> Result<()> {
 }
 
 impl Bench {
-    /// One thread each, as fast as answers come.
-    fn full_speed(&mut self, shape: Shape, pod: SocketAddr) -> Result<()> {
+    /// As fast as answers come: with one thread that has its core for itself, or with one for each core, where pod and load
+    /// take from the same cores.
+    fn full_speed(&mut self, shape: Shape, place: Place, pod: SocketAddr) -> Result<()> {
         let push = match shape {
             Shape::Grpc => self.push,
             Shape::Http1 => Push {
@@ -185,30 +190,19 @@ impl Bench {
                 ..self.push
             },
         };
+        let threads = match place {
+            Place::All => cores::count(),
+            Place::Proxy | Place::Load => 1,
+        };
         for proxy in self.proxies.clone() {
             let setup = Setup {
                 shape,
-                threads: 1,
+                threads,
                 cells: CELLS,
-                place: Place::Proxy,
+                place,
                 first: false,
             };
             self.speed(proxy, pod, setup, push)?;
-        }
-        Ok(())
-    }
-
-    /// A thread for each core; pod and load take from the same cores.
-    fn all_cores(&mut self) -> Result<()> {
-        for proxy in self.proxies.clone() {
-            let setup = Setup {
-                shape: Shape::Grpc,
-                threads: cores::count(),
-                cells: CELLS,
-                place: Place::All,
-                first: false,
-            };
-            self.speed(proxy, self.pods[1], setup, self.push)?;
         }
         Ok(())
     }
