@@ -32,6 +32,14 @@ impl Place {
         }
     }
 
+    /// Where pod and load are, when the proxy is here.
+    pub fn of_load(self) -> Self {
+        match self {
+            Place::Proxy => Place::Load,
+            other => other,
+        }
+    }
+
     fn cores(self) -> std::ops::Range<usize> {
         match self {
             Place::Proxy => 0..1,
@@ -67,18 +75,19 @@ pub fn awake() -> Option<File> {
     Some(wish)
 }
 
-/// Whether a proxy may go before everything else on its core (`SCHED_FIFO`).
+/// What is put before a program that goes before everything else on its core (`SCHED_FIFO`).
+pub const FIRST: [&str; 3] = ["chrt", "-f", "1"];
+
+/// Whether a proxy may do that.
 pub fn may_go_first() -> bool {
-    let tried = Command::new("chrt")
-        .args(FIRST)
+    let [chrt, how @ ..] = FIRST;
+    let tried = Command::new(chrt)
+        .args(how)
         .arg("true")
         .stderr(Stdio::null())
         .status();
     tried.is_ok_and(|status| status.success())
 }
-
-/// What `chrt` is told for that.
-pub const FIRST: [&str; 2] = ["-f", "1"];
 
 /// Runs a future on this thread, held to a place, with a runtime of its own.
 pub fn run_on<T>(place: Place, future: impl Future<Output = Result<T>>) -> Result<T> {

@@ -135,22 +135,22 @@ fn main() -> Result<()> {
         speeds: Vec::new(),
         paces: Vec::new(),
     };
-    let pod = |shape, place| Pod::bind(shape)?.start(place);
-    let beside_load = [
-        pod(Shape::Grpc, Place::Load)?,
-        pod(Shape::Http1, Place::Load)?,
-    ];
-    let anywhere = [
-        pod(Shape::Grpc, Place::All)?,
-        pod(Shape::Http1, Place::All)?,
-    ];
+    let mut at_full_speed = Vec::new();
+    for place in [Place::Proxy, Place::All] {
+        for shape in [Shape::Grpc, Shape::Http1] {
+            let pod = Pod::bind(shape)?.start(place.of_load())?;
+            at_full_speed.push((shape, place, pod));
+        }
+    }
+    if arguments.quick {
+        at_full_speed.truncate(1);
+    }
     for round in 1..=arguments.rounds {
         eprintln!("round {round} of {}", arguments.rounds);
-        bench.full_speed(Shape::Grpc, Place::Proxy, beside_load[0])?;
+        for (shape, place, pod) in &at_full_speed {
+            bench.full_speed(*shape, *place, *pod)?;
+        }
         if !arguments.quick {
-            bench.full_speed(Shape::Http1, Place::Proxy, beside_load[1])?;
-            bench.full_speed(Shape::Grpc, Place::All, anywhere[0])?;
-            bench.full_speed(Shape::Http1, Place::All, anywhere[1])?;
             bench.flat_cost()?;
             bench.latency()?;
         }
@@ -231,19 +231,13 @@ impl Bench {
             self.half = Some(self.highest_rate(table)? / 2);
         }
         let half = self.half.filter(|half| *half > RATES[1]);
-        for rate in RATES.into_iter().chain(half) {
-            for proxy in [Proxy::Direct, Proxy::Across]
-                .into_iter()
-                .chain(self.proxies.clone())
-            {
-                self.pace(proxy, Shape::Grpc, rate, table)?;
+        let all = [vec![Proxy::Direct, Proxy::Across], self.proxies.clone()].concat();
+        let grpc = RATES.into_iter().chain(half);
+        let runs = grpc.map(|rate| (Shape::Grpc, rate));
+        for (shape, rate) in runs.chain([(Shape::Http1, RATES[1])]) {
+            for proxy in &all {
+                self.pace(*proxy, shape, rate, table)?;
             }
-        }
-        for proxy in [Proxy::Direct, Proxy::Across]
-            .into_iter()
-            .chain(self.proxies.clone())
-        {
-            self.pace(proxy, Shape::Http1, RATES[1], table)?;
         }
         Ok(())
     }
@@ -264,10 +258,7 @@ impl Bench {
     }
 
     fn speed(&mut self, proxy: Proxy, pod: SocketAddr, setup: Setup, push: Push) -> Result<()> {
-        let place = match setup.place {
-            Place::Proxy => Place::Load,
-            other => other,
-        };
+        let place = setup.place.of_load();
         let running = Running::start(proxy, pod, setup)?;
         let warm = Push {
             requests: push.requests / 10,

@@ -97,12 +97,11 @@ pub async fn pace(
         send(&clients, turn, Instant::now(), key, &results).context("no connection")?;
         wait_for(&results, turn as u64 + 1).await?;
     }
-    let asked = results.borrow().count();
     for turn in 0..BURST {
         let key = table.key(turn as u64);
         send(&clients, turn, Instant::now(), key, &results).context("no connection")?;
     }
-    wait_for(&results, asked + BURST as u64).await?;
+    wait_for(&results, (table.asked + BURST) as u64).await?;
     let mut random = SmallRng::seed_from_u64(7);
     *results.borrow_mut() = Results::default();
     warm();

@@ -94,13 +94,9 @@ impl Proxy {
         }
     }
 
-    fn is_none(self) -> bool {
-        matches!(self, Proxy::Direct | Proxy::Across)
-    }
-
     /// The version that it says it has.
     pub fn version(self) -> String {
-        let Some(program) = self.program().filter(|_| !self.is_none()) else {
+        let Some(program) = self.program().filter(|it| it != Path::new("")) else {
             return String::new();
         };
         let flag = if matches!(self, Proxy::CellRouter | Proxy::Envoy | Proxy::Pingora) {
@@ -207,13 +203,6 @@ impl Running {
     /// Starts a proxy in front of a pod.
     pub fn start(proxy: Proxy, pod: SocketAddr, setup: Setup) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        if proxy.is_none() {
-            return Ok(Running {
-                address: pod,
-                child: None,
-                _directory: directory,
-            });
-        }
         let program = proxy.program().context("the program is not here")?;
         let address = free_address()?;
         let dir = directory.path();
@@ -224,16 +213,20 @@ impl Running {
             Proxy::Pingora => pingora(address, pod, setup),
             Proxy::Nginx => nginx(dir, address, pod, setup)?,
             Proxy::Envoy => envoy(dir, address, pod, setup)?,
-            Proxy::Direct | Proxy::Across => Vec::new(),
+            Proxy::Direct | Proxy::Across => {
+                return Ok(Running {
+                    address: pod,
+                    child: None,
+                    _directory: directory,
+                });
+            }
         };
-        let mut command = if setup.first {
-            let mut command = Command::new("chrt");
-            command.args(cores::FIRST).arg("taskset");
-            command
-        } else {
-            Command::new("taskset")
-        };
-        command.args(["-c", &setup.place.list()]).arg(&program);
+        let mut command = Command::new("taskset");
+        command.args(["-c", &setup.place.list()]);
+        if setup.first {
+            command.args(cores::FIRST);
+        }
+        command.arg(&program);
         let log = fs::File::create(dir.join("log"))?;
         let child = command
             .args(arguments)
