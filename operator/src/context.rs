@@ -10,6 +10,7 @@ use titan_crds::{Cell, CellFleet, ServiceProfile};
 use tokio::sync::SetOnce;
 
 use crate::attempt::Failures;
+use crate::cell::Waiting;
 use crate::echoes::Echoes;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -43,6 +44,8 @@ pub struct Context {
     pub kafka: KafkaAdmins,
     /// The last writes, whose events need no pass.
     pub echoes: Arc<Echoes>,
+    /// Cells that wait for nothing but their pods.
+    pub waiting: Waiting,
     /// How often each object failed in a row.
     pub failures: Failures,
 }

@@ -94,6 +94,7 @@ pub(crate) async fn lead(
         fleets,
         kafka: KafkaAdmins::default(),
         echoes: echoes.clone(),
+        waiting: cell::Waiting::default(),
         failures: Failures::default(),
     });
     let (cell_sender, cell_refs) = mpsc::unbounded_channel();

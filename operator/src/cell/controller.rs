@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
@@ -22,7 +22,8 @@ use serde::de::DeserializeOwned;
 use titan_crds::Cell;
 use titan_planner::object::{CELL_LABEL, MANAGED_BY, MANAGER};
 
-use crate::cell::{ReconcileError, reconcile};
+use crate::cell::ReconcileError;
+use crate::cell::reconcile::{look_at_pods, reconcile};
 use crate::context::Context;
 use crate::gather::{Window, gather};
 
@@ -55,10 +56,15 @@ pub async fn run(
 ) {
     let Triggers { cells, references } = triggers;
     let metrics = context.metrics.clone();
+    let (by_itself, by_reference, by_object) = (context.clone(), context.clone(), context.clone());
+    let cells = cells.inspect_ok(move |cell| by_itself.waiting.touch(&cell.name_any()));
+    let references = references.inspect(move |cell| by_reference.waiting.touch(&cell.name));
+    let objects = gather(owned_objects(&context), WINDOW)
+        .inspect(move |cell| by_object.waiting.touch(&cell.name));
     Controller::for_stream(cells, context.cells.clone())
         .with_config(Config::default().concurrency(CONCURRENCY))
         .reconcile_on(references)
-        .reconcile_on(gather(owned_objects(&context), WINDOW))
+        .reconcile_on(objects)
         .graceful_shutdown_on(shutdown)
         .run(attempt, retry, context)
         .for_each(|result| {
@@ -70,7 +76,10 @@ pub async fn run(
 
 async fn attempt(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let name = cell.name_any();
-    let reconcile = reconcile(cell, context.clone());
+    let reconcile = match context.waiting.found(&cell) {
+        Some(found) => look_at_pods(cell, context.clone(), found).boxed(),
+        None => reconcile(cell, context.clone()).boxed(),
+    };
     context.attempt(CONTROLLER, &name, reconcile).await
 }
 

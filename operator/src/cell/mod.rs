@@ -14,7 +14,9 @@ mod postgres;
 mod reconcile;
 mod report;
 mod services;
+mod waiting;
 
 pub use controller::{Triggers, run};
 pub use error::ReconcileError;
 pub use reconcile::reconcile;
+pub use waiting::Waiting;

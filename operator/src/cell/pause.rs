@@ -1,13 +1,14 @@
 //! A pass over a paused cell: it looks, and writes nothing but the status.
 
 use kube::ResourceExt;
-use titan_crds::{Cell, ServiceStatus};
+use titan_crds::Cell;
 use titan_planner::object::Kind;
 
 use crate::cell::ReconcileError;
 use crate::cell::reconcile::Progress;
 use crate::cell::services::{
-    diagnose_deployments, diagnose_pods, explain, rollup_unplanned, services_step,
+    diagnose_deployments, diagnose_pods, explain, fill_in, lacks_pods, rollup_unplanned,
+    services_step,
 };
 use crate::cluster::{LiveObjects, ObjectClient, is_forbidden};
 use crate::context::Context;
@@ -32,11 +33,10 @@ pub(super) async fn look(cell: &Cell, context: &Context) -> Result<Progress, Rec
     if services.is_empty() {
         return Ok(progress);
     }
-    let lacks = |service: &ServiceStatus| service.ready < service.desired;
     let mut diagnoses = Default::default();
-    if services.iter().any(lacks) {
+    if services.iter().any(lacks_pods) {
         diagnoses = diagnose_pods(context, &name).await?;
-        diagnose_deployments(&services, &live, &mut diagnoses);
+        fill_in(&mut diagnoses, &diagnose_deployments(&services, &live));
         explain(&mut services, &diagnoses);
     }
     progress.steps.services = services_step(&services, &diagnoses);

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use titan_crds::{Cell, ConditionType, ServiceStatus};
 use titan_planner::cell::{
@@ -22,16 +23,14 @@ use crate::cell::credentials::gather;
 use crate::cell::dereference::{as_ref, dereference};
 use crate::cell::error::ReconcileError;
 use crate::cell::finalize::{FINALIZER, finalize};
-use crate::cell::migration::{Migration, migrate, migrations_step};
+use crate::cell::migration::{Migration, migrate};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
 use crate::cell::postgres::{known_database, other_database, tend};
 use crate::cell::report::{Reported, report};
-use crate::cell::services::{
-    Diagnoses, diagnose_deployments, diagnose_pods, explain, rollout_step, rollup, services_step,
-    step_of,
-};
+use crate::cell::services::{Diagnoses, Services, diagnose_pods, rollup, step_of};
+use crate::cell::waiting::Found;
 use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
 };
@@ -45,15 +44,16 @@ use crate::stores::{StoreError, kafka, postgres};
 const SHORTLY: Duration = Duration::from_secs(1);
 /// How soon to look again at something that no watch tells of: a database that is starting.
 const SOON: Duration = Duration::from_secs(3);
-/// How soon to look whether a pod is stuck.
+/// How soon to look whether a pod is stuck: see [`look_at_pods`].
 const STUCK: Duration = Duration::from_secs(10);
 /// How soon to look again at something that a person has to mend, and at something that has been going on for long: a
 /// hundred cells that start at once are not looked at all the time.
 const LATER: Duration = Duration::from_secs(20);
 /// How soon to look again at a cell that is as it should be, for drift outside of Kubernetes.
-const RESYNC: Duration = Duration::from_mins(10);
+pub(super) const RESYNC: Duration = Duration::from_mins(10);
 
 /// What a pass found out, for the status.
+#[derive(Clone)]
 pub(super) struct Progress {
     pub(super) steps: Steps,
     pub(super) assignment: Option<Assignment>,
@@ -94,16 +94,24 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
             Reported::Outdated => Action::requeue(SHORTLY),
         });
     }
+    context.waiting.begin(&cell);
     let mut progress = Progress::new();
     // From here on there may be things outside of Kubernetes.
     let cell = hold(cell, FINALIZER, &context).await?;
     let result = drive(&cell, &context, &mut progress).await;
-    if let Err(error) = &result {
-        if error.is_interruption() {
-            return result.map(|()| Action::await_change());
+    let result = match result {
+        Ok(Some(services)) if is_waiting_for_pods(&progress.steps) => {
+            let found = Found::new(&cell, progress.clone(), services);
+            context.waiting.keep(&cell, found);
+            Ok(())
         }
-        note_error(&mut progress.steps, error);
-    }
+        Err(error) if error.is_interruption() => return Err(error),
+        Err(error) => {
+            note_error(&mut progress.steps, &error);
+            Err(error)
+        }
+        Ok(_) => Ok(()),
+    };
     let next = requeue(&progress.steps, waited(&cell));
     if report(&cell, &context, progress).await? == Reported::Outdated {
         return Ok(Action::requeue(SHORTLY));
@@ -118,11 +126,36 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
     }
 }
 
+/// A look at a Cell of which nothing has changed since a pass found it waiting for its pods: watches tell how Deployments and
+/// Jobs get on, but not of a pod that is stuck.
+///
+/// # Errors
+/// When the pods or the status cannot be reached.
+pub(super) async fn look_at_pods(
+    cell: Arc<Cell>,
+    context: Arc<Context>,
+    found: Arc<Found>,
+) -> Result<Action, ReconcileError> {
+    let mut progress = found.progress.clone();
+    let pods = diagnose_pods(&context, &cell.name_any()).await?;
+    found.services.tell(&cell.name_any(), pods, &mut progress);
+    if !is_waiting_for_pods(&progress.steps) {
+        // What a pod cannot start without may be something that is not watched and that a pass mends.
+        context.waiting.touch(&cell.name_any());
+    }
+    let next = requeue(&progress.steps, waited(&cell));
+    Ok(match report(&cell, &context, progress).await? {
+        Reported::Told => next,
+        Reported::Outdated => Action::requeue(SHORTLY),
+    })
+}
+
+/// Brings the Cell as far as it comes. How its services are, if nothing but them is waited for.
 async fn drive(
     cell: &Cell,
     context: &Context,
     progress: &mut Progress,
-) -> Result<(), ReconcileError> {
+) -> Result<Option<Services>, ReconcileError> {
     // Whatever becomes of the spec, the cell serves what the table gives it.
     if let Some(row) = context.tables.row_of(cell) {
         progress.steps.range = held(&row);
@@ -133,16 +166,16 @@ async fn drive(
         Ok(valid) => valid,
         Err(NotValid::Invalid(invalid)) => {
             progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
-            return Ok(());
+            return Ok(None);
         }
         Err(NotValid::Waiting(invalid)) => {
             progress.steps.accepted = Step::waiting(invalid.reason, invalid.message);
-            return Ok(());
+            return Ok(None);
         }
     };
     progress.steps.accepted = Step::Done("the spec is valid".to_owned());
     let Some(row) = hold_range(&valid, context, progress) else {
-        return Ok(());
+        return Ok(None);
     };
 
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &valid.name)
@@ -151,28 +184,28 @@ async fn drive(
         Ok(namespace) => namespace,
         Err(invalid) => {
             progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
-            return Ok(());
+            return Ok(None);
         }
     };
     let live = match enter(&client, &valid, &namespace).await? {
         Ok(live) => live,
         Err(step) => {
             progress.steps.databases = step;
-            return Ok(());
+            return Ok(None);
         }
     };
     let credentials = match gather(&valid, &live, context).await? {
         Ok(credentials) => credentials,
         Err(step) => {
             progress.steps.databases = step;
-            return Ok(());
+            return Ok(None);
         }
     };
     let desired = match build(&valid, &credentials) {
         Ok(desired) => desired,
         Err(invalid) => {
             progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
-            return Ok(());
+            return Ok(None);
         }
     };
     Pass {
@@ -251,7 +284,11 @@ struct Databases {
 }
 
 impl Pass<'_> {
-    async fn run(&self, row: &Assignment, progress: &mut Progress) -> Result<(), ReconcileError> {
+    async fn run(
+        &self,
+        row: &Assignment,
+        progress: &mut Progress,
+    ) -> Result<Option<Services>, ReconcileError> {
         self.apply(|stage| *stage == Stage::Foundation).await?;
         self.apply(|stage| *stage == Stage::Stores).await?;
         prune(
@@ -268,7 +305,7 @@ impl Pass<'_> {
             Err(step) => {
                 progress.steps.databases = step;
                 progress.services = Some(rollup(self.valid, self.live));
-                return Ok(());
+                return Ok(None);
             }
         };
         progress.steps.databases = Step::Done(database.message);
@@ -283,36 +320,23 @@ impl Pass<'_> {
         })
         .await?;
 
-        let mut services = rollup(self.valid, self.live);
-        let calm = services
-            .iter()
-            .all(|service| service.ready >= service.desired)
-            && jobs.values().all(|(_, state)| *state == Migration::Done);
-        let mut diagnoses = Diagnoses::new();
-        if !calm {
-            diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
-        }
-        progress.steps.migrations = migrations_step(&self.valid.name, &jobs, &diagnoses);
-        if !calm {
-            diagnose_deployments(&services, self.live, &mut diagnoses);
-            explain(&mut services, &diagnoses);
-        }
-        let step = services_step(&services, &diagnoses);
-        progress.steps.services = if step.is_done() {
-            rollout_step(self.valid, self.live).unwrap_or(step)
+        let services = Services::read(self.valid, self.live, jobs);
+        let pods = if services.are_calm() {
+            Diagnoses::new()
         } else {
-            step
+            diagnose_pods(self.context, &self.valid.name).await?
         };
-        progress.services = Some(services);
+        services.tell(&self.valid.name, pods, progress);
         if row.state == AssignmentState::Active {
             progress.steps.serving = self.serve(row, &database.owned).await?;
+            Ok(progress.steps.serving.is_done().then_some(services))
         } else {
             progress.steps.serving = Step::waiting(
                 "RangeNotActive",
                 "waiting for the routing table to send the range's requests here",
             );
+            Ok(Some(services))
         }
-        Ok(())
     }
 
     fn scope(&self) -> Scope<'_> {
@@ -520,6 +544,23 @@ fn note_error(steps: &mut Steps, error: &ReconcileError) {
     if let Some(step) = order.into_iter().find(|step| **step == Step::NotReached) {
         *step = step_of_error(error);
     }
+}
+
+/// Whether there is nothing to be done but to wait until pods have started; whether the range may be served is another matter.
+fn is_waiting_for_pods(steps: &Steps) -> bool {
+    let Steps {
+        accepted,
+        range,
+        databases,
+        topics,
+        migrations,
+        services,
+        serving: _,
+    } = steps;
+    let (stores, pods) = ([accepted, range, databases, topics], [migrations, services]);
+    stores.iter().all(|step| step.is_done())
+        && pods.iter().any(|step| matches!(step, Step::Waiting { .. }))
+        && !pods.iter().any(|step| matches!(step, Step::Failed { .. }))
 }
 
 fn requeue(steps: &Steps, waited: Duration) -> Action {

@@ -11,8 +11,62 @@ use titan_planner::diagnosis::{Diagnosis, diagnose, diagnose_deployment};
 use titan_planner::object::{CELL_LABEL, Kind};
 use titan_planner::status::Step;
 
+use crate::cell::migration::{Migration, Migrations, migrations_step};
+use crate::cell::reconcile::Progress;
 use crate::cluster::{Lean, LiveObject, LiveObjects, number};
 use crate::context::Context;
+
+/// How the services of a cell and their migrations are, but for what their pods say.
+#[derive(Default)]
+pub(super) struct Services {
+    jobs: Migrations,
+    status: Vec<ServiceStatus>,
+    /// What the Deployments say is wrong.
+    deployments: Diagnoses,
+    /// See [`rollout_step`].
+    rolling: Option<Step>,
+}
+
+impl Services {
+    /// As they are in the namespace.
+    pub(super) fn read(cell: &ValidatedCell, live: &LiveObjects, jobs: Migrations) -> Self {
+        let status = rollup(cell, live);
+        Services {
+            jobs,
+            deployments: diagnose_deployments(&status, live),
+            rolling: rollout_step(cell, live),
+            status,
+        }
+    }
+
+    /// Whether none of their pods is waited for.
+    pub(super) fn are_calm(&self) -> bool {
+        let migrated = |(_, state): &(_, _)| *state == Migration::Done;
+        self.jobs.values().all(migrated) && !self.status.iter().any(lacks_pods)
+    }
+
+    /// Writes down how far they are, given what is wrong with their pods.
+    pub(super) fn tell(&self, cell: &str, mut pods: Diagnoses, progress: &mut Progress) {
+        progress.steps.migrations = migrations_step(cell, &self.jobs, &pods);
+        let mut status = self.status.clone();
+        if !self.are_calm() {
+            fill_in(&mut pods, &self.deployments);
+            explain(&mut status, &pods);
+        }
+        let step = services_step(&status, &pods);
+        progress.steps.services = if step.is_done() {
+            self.rolling.clone().unwrap_or(step)
+        } else {
+            step
+        };
+        progress.services = Some(status);
+    }
+}
+
+/// Whether a service has fewer pods that are ready than it should have.
+pub(super) fn lacks_pods(service: &ServiceStatus) -> bool {
+    service.ready < service.desired
+}
 
 /// What is wrong with the pods of a cell, by the name in their `app.kubernetes.io/name` label.
 pub(super) type Diagnoses = BTreeMap<String, Diagnosis>;
@@ -35,20 +89,24 @@ pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagn
         .collect())
 }
 
-/// What the Deployments say of services of which no pod says what is wrong.
-pub(super) fn diagnose_deployments(
-    services: &[ServiceStatus],
-    live: &LiveObjects,
-    diagnoses: &mut Diagnoses,
-) {
-    for service in services {
-        if !diagnoses.contains_key(&service.name)
-            && let Some(deployment) = live.get(Kind::Deployment, &service.name)
-            && let Some(diagnosis) = diagnose_deployment(&deployment.body())
-        {
-            diagnoses.insert(service.name.clone(), diagnosis);
-        }
+/// Adds what Deployments say of services of which no pod says what is wrong.
+pub(super) fn fill_in(pods: &mut Diagnoses, deployments: &Diagnoses) {
+    for (service, diagnosis) in deployments {
+        pods.entry(service.clone())
+            .or_insert_with(|| diagnosis.clone());
     }
+}
+
+/// What the Deployments of services say is wrong.
+pub(super) fn diagnose_deployments(services: &[ServiceStatus], live: &LiveObjects) -> Diagnoses {
+    services
+        .iter()
+        .filter_map(|service| {
+            let deployment = live.get(Kind::Deployment, &service.name)?;
+            let diagnosis = diagnose_deployment(&deployment.body())?;
+            Some((service.name.clone(), diagnosis))
+        })
+        .collect()
 }
 
 /// The status of each service, in the plan's order.
@@ -135,7 +193,7 @@ fn older_pods(deployment: &Value) -> i64 {
 
 /// The services that have all their pods, and are not through with a rollout all the same: the Deployment names another
 /// release than the spec, or pods of an older one serve still. `None` when there are none.
-pub(super) fn rollout_step(cell: &ValidatedCell, live: &LiveObjects) -> Option<Step> {
+fn rollout_step(cell: &ValidatedCell, live: &LiveObjects) -> Option<Step> {
     let rolling: Vec<&str> = cell
         .services
         .iter()
@@ -160,7 +218,7 @@ pub(super) fn rollout_step(cell: &ValidatedCell, live: &LiveObjects) -> Option<S
 pub(super) fn services_step(services: &[ServiceStatus], diagnoses: &Diagnoses) -> Step {
     let lacking: Vec<&ServiceStatus> = services
         .iter()
-        .filter(|service| service.ready < service.desired)
+        .filter(|service| lacks_pods(service))
         .collect();
     if lacking.is_empty() {
         return Step::Done(format!("{} services have their pods", services.len()));

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
 use titan_operator::attempt::Failures;
-use titan_operator::cell::ReconcileError;
+use titan_operator::cell::{ReconcileError, Waiting};
 use titan_operator::context::{Context, KafkaAdmins};
 use titan_operator::echoes::Echoes;
 use titan_operator::ledger::Ledger;
@@ -315,6 +315,7 @@ impl World {
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),
             echoes: Arc::new(Echoes::default()),
+            waiting: Waiting::default(),
             failures: Failures::default(),
         }
     }

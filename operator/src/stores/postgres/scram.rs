@@ -10,14 +10,17 @@
 //! Comments on roles can be read by every role of the server. That gives nothing away: the passwords are generated
 //! from 128 bits of randomness or more, out of reach for guessing.
 
+use std::num::NonZeroU32;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use rand::RngExt as _;
-use sha2::{Digest as _, Sha256};
+use ring::digest::SHA256;
+use ring::hmac::{self, HMAC_SHA256};
+use ring::pbkdf2::{self, PBKDF2_HMAC_SHA256};
 
 /// PostgreSQL's own default, and the least that RFC 7677 allows.
-const ITERATIONS: u32 = 4096;
+const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("not zero");
 
 /// The start of each comment of ours.
 const PREFIX: &str = "titan.dev";
@@ -85,7 +88,7 @@ pub(super) fn verifier_digest(verifier: &str) -> String {
 }
 
 pub(super) fn digest(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(ring::digest::digest(&SHA256, bytes).as_ref())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -105,56 +108,26 @@ pub(super) fn verifier(password: &str) -> String {
     verifier_with(password, &salt, ITERATIONS)
 }
 
-fn verifier_with(password: &str, salt: &[u8], iterations: u32) -> String {
-    let salted = salted_password(password.as_bytes(), salt, iterations);
-    let stored_key = Sha256::digest(hmac(&salted, b"Client Key"));
-    let server_key = hmac(&salted, b"Server Key");
+fn verifier_with(password: &str, salt: &[u8], iterations: NonZeroU32) -> String {
+    let mut salted = [0; ring::digest::SHA256_OUTPUT_LEN];
+    // `Hi` of RFC 5802.
+    pbkdf2::derive(
+        PBKDF2_HMAC_SHA256,
+        iterations,
+        salt,
+        password.as_bytes(),
+        &mut salted,
+    );
+    let key = hmac::Key::new(HMAC_SHA256, &salted);
+    let client_key = hmac::sign(&key, b"Client Key");
+    let stored_key = ring::digest::digest(&SHA256, client_key.as_ref());
+    let server_key = hmac::sign(&key, b"Server Key");
     format!(
         "SCRAM-SHA-256${iterations}:{}${}:{}",
         STANDARD.encode(salt),
         STANDARD.encode(stored_key),
         STANDARD.encode(server_key)
     )
-}
-
-/// `Hi` of RFC 5802: PBKDF2 with one block.
-fn salted_password(password: &[u8], salt: &[u8], iterations: u32) -> [u8; 32] {
-    let keyed = keyed(password);
-    let mut round: [u8; 32] = keyed
-        .clone()
-        .chain_update(salt)
-        .chain_update([0, 0, 0, 1])
-        .finalize()
-        .into_bytes()
-        .into();
-    let mut sum = round;
-    for _ in 1..iterations {
-        round = keyed
-            .clone()
-            .chain_update(round)
-            .finalize()
-            .into_bytes()
-            .into();
-        sum.iter_mut()
-            .zip(round)
-            .for_each(|(sum, byte)| *sum ^= byte);
-    }
-    sum
-}
-
-fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
-    keyed(key).chain_update(text).finalize().into_bytes().into()
-}
-
-/// HMAC with its key in place. A key longer than a block is hashed first, as HMAC says, so that none is refused.
-fn keyed(key: &[u8]) -> Hmac<Sha256> {
-    let mut block = [0; 64];
-    if key.len() > block.len() {
-        block[..32].copy_from_slice(&Sha256::digest(key));
-    } else {
-        block[..key.len()].copy_from_slice(key);
-    }
-    Hmac::new(&block.into())
 }
 
 #[cfg(test)]
@@ -166,15 +139,10 @@ mod tests {
         // The example exchange of RFC 7677, section 3: user "user", password "pencil".
         let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         assert_eq!(
-            verifier_with("pencil", &salt, 4096),
+            verifier_with("pencil", &salt, ITERATIONS),
             "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:\
              wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
         );
-    }
-
-    #[test]
-    fn long_passwords_are_hashed_first() {
-        assert_eq!(hmac(&[7; 65], b"x"), hmac(&Sha256::digest([7; 65]), b"x"));
     }
 
     #[test]
