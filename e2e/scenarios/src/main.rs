@@ -131,7 +131,7 @@ const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "stores-die",
-        shows: "no acknowledged write is lost with the leader of PostgreSQL or a Redis node",
+        shows: "no acknowledged write is lost with the leader of PostgreSQL, a Redis node, or members that are given up",
         run: |cluster| faults::stores_die(cluster).boxed_local(),
     },
     Scenario {

@@ -195,6 +195,19 @@ impl Object {
             ..self.clone()
         }
     }
+
+    /// The same with so many replicas instead of those that are planned; the hash does not cover it.
+    #[must_use]
+    pub fn with_replicas(&self, replicas: i64) -> Self {
+        let mut body = self.body();
+        if let Some(planned) = body.pointer_mut("/spec/replicas") {
+            *planned = replicas.into();
+        }
+        Object {
+            json: Json::from(&body),
+            ..self.clone()
+        }
+    }
 }
 
 fn annotate(body: &mut Value, annotation: &str, value: &str) {

@@ -13,6 +13,7 @@ mod pause;
 mod postgres;
 mod reconcile;
 mod report;
+mod requeue;
 mod services;
 mod waiting;
 

@@ -7,14 +7,16 @@ use titan_crds::Cell;
 use titan_planner::cell::{
     PATRONI_STORE, PostgresPlan, StoreStorage, ValidatedCell, patroni_reconfiguration,
 };
-use titan_planner::object::Kind;
+use titan_planner::object::{Kind, Object};
 use titan_planner::status::Step;
 
 use crate::cell::ReconcileError;
-use crate::cluster::{LiveObject, LiveObjects};
+use crate::cluster::LiveObjects;
 use crate::context::Context;
 use crate::stores::StoreError;
-use crate::stores::patroni::{MemberView, forget_lost_data, hasten_failover, reconfigure};
+use crate::stores::patroni::{
+    self, MemberView, MembersView, Next, PodState, forget_lost_data, hasten_failover, reconfigure,
+};
 
 /// The name of the StatefulSet, which is also Patroni's scope.
 pub(super) const POSTGRES: &str = "postgres";
@@ -36,21 +38,28 @@ pub(super) async fn tend(
     else {
         return Ok(None);
     };
+    let wanted = i64::from(*members);
     let client = &context.client;
     let ledger = context.ledger.as_ref();
     let desired = |current: &str| patroni_reconfiguration(cell, current);
-    if reconfigure(client, &cell.name, PATRONI_STORE, desired, ledger).await? {
+    let there = live
+        .get(Kind::StatefulSet, POSTGRES)
+        .map_or_else(MembersView::default, |set| MembersView::of(&set.body()));
+    // While members leave, their replication stays as it was.
+    if !there.exceed(wanted)
+        && reconfigure(client, &cell.name, PATRONI_STORE, desired, ledger).await?
+    {
         tracing::info!(cell = cell.name, "PostgreSQL has new settings");
     }
-    let ready = live
-        .get(Kind::StatefulSet, POSTGRES)
-        .map_or(0, LiveObject::ready_replicas);
-    if ready >= i64::from(*members) {
+    let ready = there.ready;
+    if ready >= wanted {
         return Ok(None);
     }
+    // One that has to go may be the one with the data.
+    let all = wanted.max(there.asked).max(there.pods);
     let ephemeral = matches!(storage, StoreStorage::Ephemeral { .. });
     if ready == 0 && ephemeral {
-        let views = members_of(cell, *members, context).await?;
+        let views = members_of(cell, all, context).await?;
         if forget_lost_data(client, &cell.name, POSTGRES, &views, ledger).await? {
             return Ok(Some(Step::waiting(
                 "DataLost",
@@ -58,11 +67,63 @@ pub(super) async fn tend(
             )));
         }
     } else if ready > 0 && *synchronous {
-        let views = members_of(cell, *members, context).await?;
+        let views = members_of(cell, all, context).await?;
         let decision = hasten_failover(client, &cell.name, POSTGRES, &views, ledger).await?;
         tracing::info!(cell = cell.name, ?decision, "PostgreSQL lacks members");
     }
     Ok(None)
+}
+
+/// Members that are too many, and have to go one by one.
+pub(super) struct Leaving {
+    /// The StatefulSet as it should be for now.
+    pub(super) set: Object,
+    /// What is waited for.
+    pub(super) step: Step,
+}
+
+/// The members that have to go; `None` where there are no more of them than planned.
+pub(super) async fn members_leaving(
+    cell: &ValidatedCell,
+    desired: &[Object],
+    live: &LiveObjects,
+    context: &Context,
+) -> Result<Option<Leaving>, ReconcileError> {
+    let PostgresPlan::Managed { members, .. } = &cell.postgres else {
+        return Ok(None);
+    };
+    let wanted = i64::from(*members);
+    let is_set = |object: &&Object| object.kind == Kind::StatefulSet && object.name == POSTGRES;
+    let (Some(set), Some(planned)) = (
+        live.get(Kind::StatefulSet, POSTGRES),
+        desired.iter().find(is_set),
+    ) else {
+        return Ok(None);
+    };
+    let mut members = MembersView::of(&set.body());
+    if !members.exceed(wanted) {
+        return Ok(None);
+    }
+    members.rolled &= set.desired_hash() == Some(planned.hash.as_str());
+    let next = if members.asked > wanted {
+        let pods = members_of(cell, members.asked, context).await?;
+        let last = pods.last().map_or(PodState::Absent, |last| last.pod);
+        let lock = patroni::lock(&context.client, &cell.name, POSTGRES).await?;
+        patroni::next(POSTGRES, &members, last, &lock.unwrap_or_default())
+    } else {
+        Next::Keep("waiting for members that are leaving".to_owned())
+    };
+    let (replicas, why) = match next {
+        Next::Keep(why) => (members.asked, why),
+        Next::Without(member) => {
+            tracing::info!(cell = cell.name, member, "PostgreSQL lets a member go");
+            (members.asked - 1, format!("{member} is leaving"))
+        }
+    };
+    Ok(Some(Leaving {
+        set: planned.with_replicas(replicas),
+        step: Step::waiting("MembersLeaving", why),
+    }))
 }
 
 /// Gives up the data of a database: its id is the value.
@@ -101,7 +162,7 @@ pub(super) fn other_database(cell: &str, error: &StoreError, known: &str) -> Ste
 
 async fn members_of(
     cell: &ValidatedCell,
-    members: i32,
+    members: i64,
     context: &Context,
 ) -> Result<Vec<MemberView>, ReconcileError> {
     let pods = Api::<Pod>::namespaced(context.client.clone(), &cell.name)

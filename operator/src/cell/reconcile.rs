@@ -3,7 +3,6 @@
 //! Every pass starts from what is there now, not from what an earlier pass remembers, and may end after any write.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
@@ -13,7 +12,7 @@ use titan_planner::cell::{
     validate,
 };
 use titan_planner::fleet::{Claim, claim};
-use titan_planner::object::{Kind, Stage};
+use titan_planner::object::{Kind, Object, Stage};
 use titan_planner::status::{Step, Steps};
 use titan_routing::{Assignment, AssignmentState};
 
@@ -27,8 +26,9 @@ use crate::cell::migration::{Migration, migrate};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
-use crate::cell::postgres::{known_database, other_database, tend};
+use crate::cell::postgres::{known_database, members_leaving, other_database, tend};
 use crate::cell::report::{Reported, report};
+use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::cell::services::{Diagnoses, Services, diagnose_pods, rollup, step_of};
 use crate::cell::waiting::Found;
 use crate::cluster::{
@@ -39,18 +39,6 @@ use crate::finalizer::hold;
 use crate::ledger::System;
 use crate::stores::postgres::{Database, OwnershipRow};
 use crate::stores::{StoreError, kafka, postgres};
-
-/// How soon to look again at a Cell of which an old view was looked at.
-const SHORTLY: Duration = Duration::from_secs(1);
-/// How soon to look again at something that no watch tells of: a database that is starting.
-const SOON: Duration = Duration::from_secs(3);
-/// How soon to look whether a pod is stuck: see [`look_at_pods`].
-const STUCK: Duration = Duration::from_secs(10);
-/// How soon to look again at something that a person has to mend, and at something that has been going on for long: a
-/// hundred cells that start at once are not looked at all the time.
-const LATER: Duration = Duration::from_secs(20);
-/// How soon to look again at a cell that is as it should be, for drift outside of Kubernetes.
-pub(super) const RESYNC: Duration = Duration::from_mins(10);
 
 /// What a pass found out, for the status.
 #[derive(Clone)]
@@ -290,7 +278,10 @@ impl Pass<'_> {
         progress: &mut Progress,
     ) -> Result<Option<Services>, ReconcileError> {
         self.apply(|stage| *stage == Stage::Foundation).await?;
-        self.apply(|stage| *stage == Stage::Stores).await?;
+        let leaving =
+            members_leaving(self.valid, &self.desired.objects, self.live, self.context).await?;
+        self.apply_stores(leaving.as_ref().map(|leaving| &leaving.set))
+            .await?;
         prune(
             self.scope(),
             &self.desired.objects,
@@ -308,7 +299,10 @@ impl Pass<'_> {
                 return Ok(None);
             }
         };
-        progress.steps.databases = Step::Done(database.message);
+        progress.steps.databases = match leaving {
+            Some(leaving) => leaving.step,
+            None => Step::Done(database.message),
+        };
         progress.database_id = Some(database.id.clone());
 
         let jobs = migrate(self.scope(), &self.desired.objects, &database.id).await?;
@@ -353,6 +347,23 @@ impl Pass<'_> {
             .objects
             .iter()
             .filter(|object| wanted(&object.stage));
+        self.apply_all(objects).await
+    }
+
+    /// Applies the databases, one of them as it is to be for now.
+    async fn apply_stores(&self, for_now: Option<&Object>) -> Result<(), ReconcileError> {
+        let stores = self.desired.objects.iter();
+        let stores = stores.filter(|object| object.stage == Stage::Stores);
+        let is_other = |object: &&Object| {
+            for_now.is_none_or(|it| (it.kind, &it.name) != (object.kind, &object.name))
+        };
+        self.apply_all(stores.filter(is_other).chain(for_now)).await
+    }
+
+    async fn apply_all<'a>(
+        &'a self,
+        objects: impl Iterator<Item = &'a Object>,
+    ) -> Result<(), ReconcileError> {
         let applied = apply_stage(self.scope(), objects).await?;
         if applied.created + applied.repaired > 0 {
             tracing::debug!(cell = self.valid.name, ?applied, "applied");
@@ -543,50 +554,5 @@ fn note_error(steps: &mut Steps, error: &ReconcileError) {
     ];
     if let Some(step) = order.into_iter().find(|step| **step == Step::NotReached) {
         *step = step_of_error(error);
-    }
-}
-
-/// Whether there is nothing to be done but to wait until pods have started; whether the range may be served is another matter.
-fn is_waiting_for_pods(steps: &Steps) -> bool {
-    let Steps {
-        accepted,
-        range,
-        databases,
-        topics,
-        migrations,
-        services,
-        serving: _,
-    } = steps;
-    let (stores, pods) = ([accepted, range, databases, topics], [migrations, services]);
-    stores.iter().all(|step| step.is_done())
-        && pods.iter().any(|step| matches!(step, Step::Waiting { .. }))
-        && !pods.iter().any(|step| matches!(step, Step::Failed { .. }))
-}
-
-fn requeue(steps: &Steps, waited: Duration) -> Action {
-    let Steps {
-        accepted,
-        range,
-        databases,
-        topics,
-        migrations,
-        services,
-        serving,
-    } = steps;
-    let all = [
-        accepted, range, databases, topics, migrations, services, serving,
-    ];
-    if all.iter().all(|step| step.is_done()) {
-        Action::requeue(jitter(RESYNC))
-    } else if all.iter().any(|step| matches!(step, Step::Failed { .. })) {
-        Action::requeue(jitter(LATER))
-    } else if [accepted, range, databases, topics]
-        .iter()
-        .all(|step| step.is_done())
-    {
-        // Watches tell how Jobs and Deployments get on, and only of a pod that is stuck they do not.
-        Action::requeue(jitter(waited.clamp(STUCK, LATER)))
-    } else {
-        Action::requeue(jitter((waited / 4).clamp(SOON, LATER)))
     }
 }

@@ -10,7 +10,8 @@ use std::time::Instant;
 use kube::ResourceExt;
 use titan_crds::Cell;
 
-use crate::cell::reconcile::{Progress, RESYNC};
+use crate::cell::reconcile::Progress;
+use crate::cell::requeue::RESYNC;
 use crate::cell::services::Services;
 
 /// What a pass found.

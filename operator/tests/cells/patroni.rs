@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
@@ -15,9 +16,14 @@ use crate::harness::{World, condition};
 
 /// A world whose one cell has a PostgreSQL of its own, of one member without a volume.
 async fn world(name: &str) -> (World, Api<ConfigMap>, Api<Pod>) {
+    world_of(name, 1).await
+}
+
+async fn world_of(name: &str, members: i32) -> (World, Api<ConfigMap>, Api<Pod>) {
     let world = World::new(name).await;
     let mut cell = world.cell(1);
-    cell["spec"]["databases"] = json!({"postgres": {"members": 1, "storage": {"ephemeral": {}}}});
+    let storage = json!({"ephemeral": {}});
+    cell["spec"]["databases"] = json!({"postgres": {"members": members, "storage": storage}});
     world.create::<Cell>(cell).await;
     world.settle(&Arc::new(Book::new())).await.unwrap();
     let namespace = world.cell_name(1);
@@ -110,6 +116,82 @@ async fn lost_data_is_forgotten_only_when_every_member_says_that_it_has_none() {
     assert!(!made().await, "nobody leads, and nobody has data");
     let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
     assert!(ready.contains("DataLost"), "{ready}");
+}
+
+/// Three members become one: none goes before somebody who stays has all of its data, and their replication stays
+/// synchronous until the last of them is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_go_one_by_one() {
+    let (world, maps, _) = world_of("members", 3).await;
+    let sets = Api::<StatefulSet>::namespaced(world.client.clone(), &world.cell_name(1));
+    let config = json!({"synchronous_mode": true, "synchronous_mode_strict": true});
+    remember(
+        &maps,
+        "postgres-config",
+        json!({"config": config.to_string()}),
+    )
+    .await;
+    remember(&maps, "postgres-leader", json!({"leader": "postgres-2"})).await;
+    remember(&maps, "postgres-sync", json!({"leader": "postgres-2"})).await;
+    let replicas = async || {
+        world.settle(&Arc::new(Book::new())).await.unwrap();
+        let set = sets.get("postgres").await.unwrap();
+        set.spec.unwrap().replicas.unwrap()
+    };
+    // What the controller of StatefulSets says, when so many pods are there and all is rolled.
+    let has = async |pods: i32| {
+        let generation = sets.get("postgres").await.unwrap().metadata.generation;
+        let status = json!({"status": {
+            "observedGeneration": generation,
+            "replicas": pods, "readyReplicas": pods, "currentRevision": "a", "updateRevision": "a",
+        }});
+        let parameters = PatchParams::default();
+        sets.patch_status("postgres", &parameters, &Patch::Merge(status))
+            .await
+            .unwrap();
+    };
+    let knows = async |leader: &str, standby: &str| {
+        for (map, annotations) in [
+            ("postgres-leader", json!({"leader": leader})),
+            (
+                "postgres-sync",
+                json!({"leader": leader, "sync_standby": standby}),
+            ),
+        ] {
+            let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+            maps.patch(map, &PatchParams::default(), &patch)
+                .await
+                .unwrap();
+        }
+    };
+    let is_synchronous = async || {
+        let config = maps.get("postgres-config").await.unwrap();
+        config.annotations()["config"].contains(r#""synchronous_mode":true"#)
+    };
+
+    let template = async || sets.get("postgres").await.unwrap().spec.unwrap().template;
+    let before = template().await;
+    has(3).await;
+    knows("postgres-2", "").await;
+    let one = json!({"spec": {"databases": {"postgres": {"members": 1}}}});
+    world.patch::<Cell>(&world.cell_name(1), one).await;
+    assert_eq!(replicas().await, 3, "only postgres-2 has all of the data");
+    knows("postgres-2", "postgres-0").await;
+    assert_eq!(replicas().await, 2);
+    has(3).await;
+    assert_eq!(replicas().await, 2, "postgres-2 is not gone yet");
+    has(2).await;
+    knows("postgres-1", "").await;
+    assert_eq!(replicas().await, 2, "only postgres-1 has all of the data");
+    knows("postgres-1", "postgres-0").await;
+    assert_eq!(replicas().await, 1);
+    has(2).await;
+    replicas().await;
+    assert!(is_synchronous().await, "postgres-1 still leads");
+    has(1).await;
+    assert_eq!(replicas().await, 1);
+    assert!(!is_synchronous().await, "postgres-0 would wait for ever");
+    assert_eq!(template().await, before, "no member is started anew");
 }
 
 #[tokio::test(flavor = "multi_thread")]

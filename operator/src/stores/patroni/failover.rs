@@ -98,13 +98,9 @@ pub async fn hasten_failover(
     }
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let name = format!("{scope}-leader");
-    let refused = |error: &kube::Error| classify(namespace, &name, error);
-    let Some(leader) = maps.get_opt(&name).await.map_err(|error| refused(&error))? else {
+    let Some(lock) = super::lock(client, namespace, scope).await? else {
         return Ok(Decision::Leave);
     };
-    let sync = maps.get_opt(&format!("{scope}-sync")).await;
-    let sync = sync.map_err(|error| refused(&error))?;
-    let lock = LockView::read(&leader, sync.as_ref());
     let decision = decide(&lock, members);
     if let Decision::Release { .. } = &decision {
         let patch = Patch::Merge(release(&lock));
@@ -112,7 +108,7 @@ pub async fn hasten_failover(
             Ok(_) => {}
             // It was renewed or taken since: there is a leader after all.
             Err(kube::Error::Api(answer)) if answer.code == 409 => return Ok(Decision::Leave),
-            Err(error) => return Err(refused(&error)),
+            Err(error) => return Err(classify(namespace, &name, &error)),
         }
         ledger.record(Write {
             system: System::Kubernetes,

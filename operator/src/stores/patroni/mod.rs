@@ -7,15 +7,37 @@
 mod failover;
 mod loss;
 mod settings;
+mod shrink;
 mod view;
 
 pub use failover::{Decision, decide, hasten_failover};
 pub use loss::{forget_lost_data, is_lost, was_made};
 pub use settings::reconfigure;
+pub use shrink::{MembersView, Next, next};
 pub use view::{LockView, MemberView, PodState};
 
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+
 use crate::ledger::System;
-use crate::stores::StoreError;
+use crate::stores::{Result, StoreError};
+
+/// The lock of Patroni cluster `scope`; `None` while Patroni has not made the cluster yet.
+///
+/// # Errors
+/// The apiserver cannot be reached or refuses.
+pub async fn lock(client: &kube::Client, namespace: &str, scope: &str) -> Result<Option<LockView>> {
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let read = async |name: String| {
+        let map = maps.get_opt(&name).await;
+        map.map_err(|error| classify(namespace, &name, &error))
+    };
+    let Some(leader) = read(format!("{scope}-leader")).await? else {
+        return Ok(None);
+    };
+    let sync = read(format!("{scope}-sync")).await?;
+    Ok(Some(LockView::read(&leader, sync.as_ref())))
+}
 
 fn classify(namespace: &str, name: &str, error: &kube::Error) -> StoreError {
     let (system, address) = (System::Kubernetes, "the apiserver".to_owned());

@@ -107,9 +107,20 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
+/// What of the configuration file a member has to be started anew for. Of the settings that Patroni keeps for the whole cluster
+/// it is those of PostgreSQL: how many members there are, and how they replicate, must not restart any of them, for one that
+/// goes may have been the last to know what one that is restarted without a volume forgets.
+pub(super) fn needs_restart(mut configuration: Value) -> Value {
+    if let Some(Value::Object(settings)) = configuration.pointer_mut("/bootstrap/dcs") {
+        settings.retain(|name, _| name == "postgresql");
+    }
+    configuration
+}
+
 /// The configuration file of each member, without passwords and without what differs between members.
 pub(super) fn configuration(
     cell: &ValidatedCell,
+    alone: bool,
     synchronous: bool,
     resources: &Resources,
 ) -> Value {
@@ -147,9 +158,10 @@ pub(super) fn configuration(
                 "replication": { "username": REPLICATION_USER },
             },
             // A former leader that cannot be rewound starts anew from the leader. In synchronous mode it holds nothing that
-            // was acknowledged and is not on the leader; otherwise it may, and a person decides.
-            "remove_data_directory_on_rewind_failure": synchronous,
-            "remove_data_directory_on_diverged_timelines": synchronous,
+            // was acknowledged and is not on the leader; otherwise it may, and a person decides. One that is alone follows
+            // nobody, and has what it would have with others.
+            "remove_data_directory_on_rewind_failure": synchronous || alone,
+            "remove_data_directory_on_diverged_timelines": synchronous || alone,
             "pg_hba": [
                 "local all all scram-sha-256",
                 format!("host replication {REPLICATION_USER} all scram-sha-256"),

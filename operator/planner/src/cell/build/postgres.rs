@@ -14,7 +14,7 @@ use super::environment::opaque;
 use super::namespace::role_binding;
 use super::patroni::{
     CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, LEADER, ROLE_LABEL, RUN_MOUNT, SCOPE_LABEL,
-    configuration,
+    configuration, needs_restart,
 };
 use super::pod::{
     Checksum, Patience, STORE_USER, config_map_volume, container_port, container_security,
@@ -49,7 +49,7 @@ pub(super) fn build(
     };
     let secret = admin_secret(cell, credentials);
     // As JSON, which YAML is a superset of: Patroni's YAML would read a bare `on` as true.
-    let configuration = canonical(configuration(cell, *synchronous, resources));
+    let configuration = canonical(configuration(cell, *members == 1, *synchronous, resources));
     let patroni = serde_json::to_string_pretty(&configuration).map_err(|error| Invalid {
         reason: "BuildFailed",
         message: format!(
@@ -57,7 +57,7 @@ pub(super) fn build(
         ),
     })?;
     let mut checksum = Checksum::new("postgres");
-    checksum.add(&patroni);
+    checksum.add(&needs_restart(configuration).to_string());
     for (key, value) in &secret {
         checksum.add(key);
         checksum.add(value);
