@@ -1,5 +1,6 @@
 //! The PostgreSQL that Patroni runs in a cell: what is left for the operator to do.
 
+use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -15,7 +16,7 @@ use crate::cluster::LiveObjects;
 use crate::context::Context;
 use crate::stores::StoreError;
 use crate::stores::patroni::{
-    self, MemberView, MembersView, Next, PodState, forget_lost_data, hasten_failover, reconfigure,
+    self, MemberView, Next, SetView, forget_lost_data, hasten_failover, reconfigure,
 };
 
 /// The name of the StatefulSet, which is also Patroni's scope.
@@ -44,19 +45,20 @@ pub(super) async fn tend(
     let desired = |current: &str| patroni_reconfiguration(cell, current);
     let there = live
         .get(Kind::StatefulSet, POSTGRES)
-        .map_or_else(MembersView::default, |set| MembersView::of(&set.body()));
-    // While members leave, their replication stays as it was.
-    if !there.exceed(wanted)
-        && reconfigure(client, &cell.name, PATRONI_STORE, desired, ledger).await?
+        .map_or_else(SetView::default, |set| SetView::of(&set.body()));
+    let leaving = there.exceed(wanted);
+    // While members leave, their replication stays as it was; and nobody waits for a standby before there is one.
+    let alone = *synchronous && there.ready < 2;
+    if !leaving && !alone && reconfigure(client, &cell.name, PATRONI_STORE, desired, ledger).await?
     {
         tracing::info!(cell = cell.name, "PostgreSQL has new settings");
     }
+    // One that has to go may be the one with the data, or the leader.
+    let all = wanted.max(there.asked).max(there.pods);
     let ready = there.ready;
-    if ready >= wanted {
+    if ready >= all {
         return Ok(None);
     }
-    // One that has to go may be the one with the data.
-    let all = wanted.max(there.asked).max(there.pods);
     let ephemeral = matches!(storage, StoreStorage::Ephemeral { .. });
     if ready == 0 && ephemeral {
         let views = members_of(cell, all, context).await?;
@@ -66,7 +68,7 @@ pub(super) async fn tend(
                 "PostgreSQL's data went with its pods, as storage.ephemeral has it; the database begins anew, empty",
             )));
         }
-    } else if ready > 0 && *synchronous {
+    } else if ready > 0 && (*synchronous || leaving) {
         let views = members_of(cell, all, context).await?;
         let decision = hasten_failover(client, &cell.name, POSTGRES, &views, ledger).await?;
         tracing::info!(cell = cell.name, ?decision, "PostgreSQL lacks members");
@@ -100,21 +102,26 @@ pub(super) async fn members_leaving(
     ) else {
         return Ok(None);
     };
-    let mut members = MembersView::of(&set.body());
+    let mut members = SetView::of(&set.body());
     if !members.exceed(wanted) {
         return Ok(None);
     }
     members.rolled &= set.desired_hash() == Some(planned.hash.as_str());
     let next = if members.asked > wanted {
         let pods = members_of(cell, members.asked, context).await?;
-        let last = pods.last().map_or(PodState::Absent, |last| last.pod);
         let lock = patroni::lock(&context.client, &cell.name, POSTGRES).await?;
-        patroni::next(POSTGRES, &members, last, &lock.unwrap_or_default())
+        patroni::next(
+            POSTGRES,
+            &members,
+            &pods,
+            &lock.unwrap_or_default(),
+            Utc::now(),
+        )
     } else {
         Next::Keep("waiting for members that are leaving".to_owned())
     };
     let (replicas, why) = match next {
-        Next::Keep(why) => (members.asked, why),
+        Next::Keep(why) => (members.asked.max(wanted), why),
         Next::Without(member) => {
             tracing::info!(cell = cell.name, member, "PostgreSQL lets a member go");
             (members.asked - 1, format!("{member} is leaving"))

@@ -1,6 +1,7 @@
 //! One pass over one Cell: dereference, validate, build, apply, update the status.
 //!
-//! Every pass starts from what is there now, not from what an earlier pass remembers, and may end after any write.
+//! Every pass starts from what is there now, not from what an earlier pass remembers, and may end after any write. What a pass
+//! found is remembered for one thing, a look at pods in between that writes nothing but the status.
 
 use std::sync::Arc;
 
@@ -125,7 +126,9 @@ pub(super) async fn look_at_pods(
     found: Arc<Found>,
 ) -> Result<Action, ReconcileError> {
     let mut progress = found.progress.clone();
-    let pods = diagnose_pods(&context, &cell.name_any()).await?;
+    let pods = diagnose_pods(&context, &cell.name_any()).await;
+    // A pass says of an error where it was, and may mend it.
+    let pods = pods.inspect_err(|_| context.waiting.touch(&cell.name_any()))?;
     found.services.tell(&cell.name_any(), pods, &mut progress);
     if !is_waiting_for_pods(&progress.steps) {
         // What a pod cannot start without may be something that is not watched and that a pass mends.
@@ -267,6 +270,8 @@ struct Databases {
     id: String,
     /// What there is, in words.
     message: String,
+    /// Whether nothing is waited for in any of them.
+    settled: bool,
     /// Who may write which keys in it.
     owned: Vec<OwnershipRow>,
 }
@@ -300,7 +305,10 @@ impl Pass<'_> {
             }
         };
         progress.steps.databases = match leaving {
-            Some(leaving) => leaving.step,
+            Some(leaving) => {
+                let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
+                unanswered(leaving.step, unready_for)
+            }
             None => Step::Done(database.message),
         };
         progress.database_id = Some(database.id.clone());
@@ -323,14 +331,15 @@ impl Pass<'_> {
         services.tell(&self.valid.name, pods, progress);
         if row.state == AssignmentState::Active {
             progress.steps.serving = self.serve(row, &database.owned).await?;
-            Ok(progress.steps.serving.is_done().then_some(services))
         } else {
             progress.steps.serving = Step::waiting(
                 "RangeNotActive",
                 "waiting for the routing table to send the range's requests here",
             );
-            Ok(Some(services))
         }
+        let calm = database.settled
+            && (progress.steps.serving.is_done() || row.state != AssignmentState::Active);
+        Ok(calm.then_some(services))
     }
 
     fn scope(&self) -> Scope<'_> {
@@ -415,7 +424,8 @@ impl Pass<'_> {
                 return Ok(Err(unanswered(step, unready_for)));
             }
         };
-        let cache = if cache.is_empty() {
+        let settled = cache.is_empty();
+        let cache = if settled {
             "answers".to_owned()
         } else {
             format!("serves, and {}", cache.join("; "))
@@ -427,6 +437,7 @@ impl Pass<'_> {
         message.extend(volumes_kept(&self.desired.objects, self.live));
         Ok(Ok(Databases {
             id: sql.id,
+            settled,
             owned: sql.owned,
             message: message.join("; "),
         }))

@@ -1,7 +1,8 @@
 //! What is known of cells that wait for nothing but their pods.
 //!
-//! Watches tell of everything but a pod that is stuck, so that such a cell is looked at again after a while. As long as nothing
-//! else has happened, a look at its pods is enough: a pass reads all of its objects, which are 300, and asks its stores.
+//! No watch tells of a pod that is stuck, so that such a cell is looked at again after a while. As long as nothing else has
+//! happened, a look at its pods is enough: a pass reads all of its objects, which are 300, and asks its stores. What else is not
+//! watched, Secrets and what is in the stores, waits for the next pass, as it does in a cell that is Ready.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -45,6 +45,27 @@ async fn remember(maps: &Api<ConfigMap>, name: &str, annotations: Value) {
     maps.create(&PostParams::default(), &map).await.unwrap();
 }
 
+/// A member's pod, with what Patroni says of it.
+fn member(name: &str, status: &Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {
+            "name": name,
+            "labels": {"app.kubernetes.io/name": "postgres"},
+            "annotations": {"status": status.to_string()},
+        },
+        "spec": {
+            "containers": [{
+                "name": "postgres", "image": "none",
+                "securityContext": {
+                    "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+                },
+            }],
+            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+        },
+    }))
+    .unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_reach_a_cluster_that_was_made_before() {
     let (world, maps, _) = world("settings").await;
@@ -75,23 +96,10 @@ async fn lost_data_is_forgotten_only_when_every_member_says_that_it_has_none() {
         let config = maps.get("postgres-config").await.unwrap();
         config.annotations().contains_key("initialize")
     };
-    let pod: Pod = serde_json::from_value(json!({
-        "metadata": {
-            "name": "postgres-0",
-            "labels": {"app.kubernetes.io/name": "postgres"},
-            "annotations": {"status": r#"{"role":"replica","state":"running"}"#},
-        },
-        "spec": {
-            "containers": [{
-                "name": "postgres", "image": "none",
-                "securityContext": {
-                    "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
-                },
-            }],
-            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-        },
-    }))
-    .unwrap();
+    let pod = member(
+        "postgres-0",
+        &json!({"role": "replica", "state": "running"}),
+    );
     let settle = async || world.settle(&Arc::new(Book::new())).await.unwrap();
 
     pods.create(&PostParams::default(), &pod).await.unwrap();
@@ -122,7 +130,18 @@ async fn lost_data_is_forgotten_only_when_every_member_says_that_it_has_none() {
 /// synchronous until the last of them is gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn members_go_one_by_one() {
-    let (world, maps, _) = world_of("members", 3).await;
+    let (world, maps, pods) = world_of("members", 3).await;
+    for number in 0..3 {
+        let name = format!("postgres-{number}");
+        let pod = member(&name, &json!({"role": "replica", "state": "running"}));
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+        let ready = json!({"status": {
+            "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+        }});
+        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(ready))
+            .await
+            .unwrap();
+    }
     let sets = Api::<StatefulSet>::namespaced(world.client.clone(), &world.cell_name(1));
     let config = json!({"synchronous_mode": true, "synchronous_mode_strict": true});
     remember(
@@ -143,7 +162,8 @@ async fn members_go_one_by_one() {
         let generation = sets.get("postgres").await.unwrap().metadata.generation;
         let status = json!({"status": {
             "observedGeneration": generation,
-            "replicas": pods, "readyReplicas": pods, "currentRevision": "a", "updateRevision": "a",
+            "replicas": pods, "readyReplicas": pods, "updatedReplicas": pods,
+            "currentRevision": "a", "updateRevision": "a",
         }});
         let parameters = PatchParams::default();
         sets.patch_status("postgres", &parameters, &Patch::Merge(status))
@@ -152,7 +172,10 @@ async fn members_go_one_by_one() {
     };
     let knows = async |leader: &str, standby: &str| {
         for (map, annotations) in [
-            ("postgres-leader", json!({"leader": leader})),
+            (
+                "postgres-leader",
+                json!({"leader": leader, "renewTime": chrono::Utc::now().to_rfc3339()}),
+            ),
             (
                 "postgres-sync",
                 json!({"leader": leader, "sync_standby": standby}),

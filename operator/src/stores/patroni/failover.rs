@@ -58,11 +58,10 @@ pub fn decide(lock: &LockView, members: &[MemberView]) -> Decision {
     if !gone {
         return Decision::Leave;
     }
-    let ready = |member: &MemberView| matches!(member.pod, PodState::Present { ready: true, .. });
     let follows = |member: &MemberView| lock.standbys.contains(&member.name);
     if members
         .iter()
-        .any(|member| follows(member) && ready(member))
+        .any(|member| follows(member) && member.is_ready())
     {
         return Decision::Release {
             leader: leader.clone(),
@@ -80,7 +79,7 @@ pub fn decide(lock: &LockView, members: &[MemberView]) -> Decision {
 
 /// Lets a standby take over at once where the leader of Patroni cluster `scope` is gone.
 ///
-/// `members` are those that the StatefulSet should have. To be called only for a cell that replicates synchronously.
+/// `members` are all that there are or should be. To be called only for a cell that replicates synchronously.
 ///
 /// # Errors
 /// The apiserver cannot be reached or refuses.
@@ -91,9 +90,7 @@ pub async fn hasten_failover(
     members: &[MemberView],
     ledger: &dyn Ledger,
 ) -> Result<Decision> {
-    let all_well =
-        |member: &MemberView| matches!(member.pod, PodState::Present { ready: true, .. });
-    if members.iter().all(all_well) {
+    if members.iter().all(MemberView::is_ready) {
         return Ok(Decision::Leave);
     }
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);

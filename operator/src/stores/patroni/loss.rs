@@ -46,7 +46,7 @@ fn remembers(config: &ConfigMap) -> bool {
 
 /// Lets Patroni cluster `scope` be made anew where all of its data is lost. Returns whether it was.
 ///
-/// `members` are those that the StatefulSet should have. To be called only for ephemeral storage: a volume that is away
+/// `members` are all that there are or should be. To be called only for ephemeral storage: a volume that is away
 /// may come back.
 ///
 /// # Errors

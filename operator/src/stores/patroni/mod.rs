@@ -13,7 +13,7 @@ mod view;
 pub use failover::{Decision, decide, hasten_failover};
 pub use loss::{forget_lost_data, is_lost, was_made};
 pub use settings::reconfigure;
-pub use shrink::{MembersView, Next, next};
+pub use shrink::{Next, SetView, next};
 pub use view::{LockView, MemberView, PodState};
 
 use k8s_openapi::api::core::v1::ConfigMap;

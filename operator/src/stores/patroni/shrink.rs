@@ -5,14 +5,18 @@
 //! members go one by one here, each only when somebody who stays has everything that was acknowledged, and their
 //! replication stays synchronous until the last of them is gone.
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 
-use super::view::{LockView, PodState};
+use super::view::{LockView, MemberView};
 use crate::cluster::number;
+
+/// A leader that lives renews its lock every five seconds; that of one that is gone stays for twenty.
+const RENEWED: TimeDelta = TimeDelta::seconds(10);
 
 /// The StatefulSet of the members, as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MembersView {
+pub struct SetView {
     /// How many it should have by its spec.
     pub asked: i64,
     /// How many pods it has, those that are leaving included.
@@ -23,19 +27,21 @@ pub struct MembersView {
     pub rolled: bool,
 }
 
-impl MembersView {
+impl SetView {
     /// Reads a StatefulSet.
     #[must_use]
     pub fn of(set: &Value) -> Self {
         let asked = number(set, "/spec/replicas");
         let seen = number(set, "/status/observedGeneration");
         let revision = |name: &str| set.pointer(&format!("/status/{name}"));
-        MembersView {
+        SetView {
             asked,
             pods: number(set, "/status/replicas"),
             ready: number(set, "/status/readyReplicas"),
             rolled: seen >= number(set, "/metadata/generation")
-                && revision("currentRevision") == revision("updateRevision"),
+                && revision("currentRevision") == revision("updateRevision")
+                // After a change that was taken back the revisions are equal before the pods are.
+                && number(set, "/status/updatedReplicas") >= asked,
         }
     }
 
@@ -55,55 +61,59 @@ pub enum Next {
     Without(String),
 }
 
-/// Decides whether the last member of `scope`, whose pod is passed, may go. Pure; to be asked while there are too many.
+/// Decides whether the last of the members that are asked for may go. `pods` are theirs. Pure; to be asked while there are too
+/// many.
 #[must_use]
-pub fn next(scope: &str, members: &MembersView, last_pod: PodState, lock: &LockView) -> Next {
-    let name = |number: i64| format!("{scope}-{number}");
-    let last = name(members.asked - 1);
-    let last_is_ready = matches!(last_pod, PodState::Present { ready: true, .. });
-    if members.pods > members.asked {
-        return Next::Keep(format!("waiting for {} to be gone", name(members.pods - 1)));
+pub fn next(
+    scope: &str,
+    set: &SetView,
+    pods: &[MemberView],
+    lock: &LockView,
+    now: DateTime<Utc>,
+) -> Next {
+    if set.pods > set.asked {
+        let leaving = set.pods - 1;
+        return Next::Keep(format!("waiting for {scope}-{leaving} to be gone"));
     }
-    let stays = |member: &str| (0..members.asked - 1).any(|number| name(number) == member);
-    let Some(leader) = &lock.holder else {
-        return Next::Keep(format!("{last} has to go, and {scope} has no leader now"));
+    let Some((last, others)) = pods.split_last() else {
+        return Next::Keep(format!("{scope} has no members"));
     };
-    if !members.rolled {
-        // A rollout would go on to the next member as soon as this one is gone.
-        return Next::Keep(format!(
-            "{last} has to go, after all members of {scope} are as planned"
-        ));
+    let keep = |why: &str| Next::Keep(format!("{} has to go, but {why}", last.name));
+    if !set.rolled {
+        // A rollout goes on to the next member as soon as this one is gone.
+        return keep("the rollout of what is planned for all of them comes first");
     }
-    if stays(leader) && !last_is_ready {
-        // It takes part in nothing.
-        return Next::Without(last);
+    if let Some(lacking) = others.iter().find(|member| !member.is_ready()) {
+        return keep(&format!("{} is not ready", lacking.name));
     }
-    if members.ready < members.asked {
-        return Next::Keep(format!(
-            "{last} has to go, after all members of {scope} are ready: {} of {} are",
-            members.ready, members.asked
-        ));
+    let Some(leader) = &lock.holder else {
+        return keep("nobody leads now");
+    };
+    if lock.renewed.is_none_or(|renewed| now - renewed > RENEWED) {
+        return keep(&format!("{leader} has not said lately that it leads"));
     }
-    if stays(leader) || lock.standbys.iter().any(|standby| stays(standby)) {
-        return Next::Without(last);
+    let stays = |name: &String| others.iter().any(|member| member.name == *name);
+    let follows = last.name == *leader && last.is_ready() && lock.standbys.iter().any(stays);
+    if stays(leader) || follows {
+        return Next::Without(last.name.clone());
     }
-    Next::Keep(format!(
-        "{last} has to go, but {leader} leads, and no member that stays is known to have all of its data; if it stays so, hand over to {} with patronictl switchover",
-        name(0)
+    keep(&format!(
+        "{leader} leads, and no member that stays is known to have all of its data; where replication is not synchronous, hand over to {scope}-0 with patronictl switchover"
     ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stores::patroni::PodState;
 
-    const THREE: MembersView = MembersView {
+    const THREE: SetView = SetView {
         asked: 3,
         pods: 3,
         ready: 3,
         rolled: true,
     };
-    const TWO: MembersView = MembersView {
+    const TWO: SetView = SetView {
         asked: 2,
         pods: 2,
         ready: 2,
@@ -114,40 +124,47 @@ mod tests {
         LockView {
             holder: Some(leader.to_owned()),
             standbys: standbys.iter().map(|name| (*name).to_owned()).collect(),
+            renewed: Some(DateTime::UNIX_EPOCH),
             ..LockView::default()
         }
     }
 
-    const READY: PodState = PodState::Present {
-        ready: true,
-        created: chrono::DateTime::UNIX_EPOCH,
-    };
-
-    fn goes(members: &MembersView, lock: &LockView) -> Option<String> {
-        goes_of(members, READY, lock)
+    /// Whether the last member goes, when those of these numbers are not ready.
+    fn goes_without(set: &SetView, unready: &[i64], lock: &LockView) -> bool {
+        let pods: Vec<_> = (0..set.asked)
+            .map(|number| MemberView {
+                name: format!("postgres-{number}"),
+                pod: PodState::Present {
+                    ready: !unready.contains(&number),
+                    created: DateTime::UNIX_EPOCH,
+                },
+                empty: false,
+            })
+            .collect();
+        match next("postgres", set, &pods, lock, DateTime::UNIX_EPOCH + RENEWED) {
+            Next::Without(member) => {
+                assert_eq!(member, format!("postgres-{}", set.asked - 1));
+                true
+            }
+            Next::Keep(_) => false,
+        }
     }
 
-    fn goes_of(members: &MembersView, last: PodState, lock: &LockView) -> Option<String> {
-        match next("postgres", members, last, lock) {
-            Next::Without(member) => Some(member),
-            Next::Keep(_) => None,
-        }
+    fn goes(set: &SetView, lock: &LockView) -> bool {
+        goes_without(set, &[], lock)
     }
 
     #[test]
     fn the_last_one_goes_when_somebody_who_stays_knows_everything() {
-        let two = || Some("postgres-2".to_owned());
-        assert_eq!(goes(&THREE, &lock("postgres-0", &["postgres-2"])), two());
-        assert_eq!(goes(&THREE, &lock("postgres-1", &["postgres-2"])), two());
-        assert_eq!(goes(&THREE, &lock("postgres-2", &["postgres-1"])), two());
-        assert_eq!(goes(&THREE, &lock("postgres-2", &[])), None);
-        assert_eq!(goes(&THREE, &LockView::default()), None, "nobody leads");
-        let one = || Some("postgres-1".to_owned());
-        assert_eq!(goes(&TWO, &lock("postgres-0", &[])), one());
-        assert_eq!(goes(&TWO, &lock("postgres-1", &["postgres-0"])), one());
-        assert_eq!(
-            goes(&TWO, &lock("postgres-1", &["postgres-2"])),
-            None,
+        assert!(goes(&THREE, &lock("postgres-0", &["postgres-2"])));
+        assert!(goes(&THREE, &lock("postgres-1", &["postgres-2"])));
+        assert!(goes(&THREE, &lock("postgres-2", &["postgres-1"])));
+        assert!(!goes(&THREE, &lock("postgres-2", &[])));
+        assert!(!goes(&THREE, &LockView::default()), "nobody leads");
+        assert!(goes(&TWO, &lock("postgres-0", &[])));
+        assert!(goes(&TWO, &lock("postgres-1", &["postgres-0"])));
+        assert!(
+            !goes(&TWO, &lock("postgres-1", &["postgres-2"])),
             "the one that knows everything is gone"
         );
     }
@@ -155,51 +172,55 @@ mod tests {
     #[test]
     fn nobody_goes_while_others_come_or_go() {
         let well = lock("postgres-0", &["postgres-1"]);
-        let unlike = |change: fn(&mut MembersView)| {
-            let mut members = THREE;
-            change(&mut members);
-            goes(&members, &well)
+        let leaving = SetView { pods: 4, ..THREE };
+        assert!(!goes(&leaving, &well));
+        let rolling = SetView {
+            rolled: false,
+            ..THREE
         };
-        assert_eq!(unlike(|it| it.pods = 4), None);
-        assert_eq!(unlike(|it| it.rolled = false), None);
-        assert_eq!(unlike(|it| it.ready = 2), None);
+        assert!(!goes(&rolling, &well));
+        assert!(!goes_without(&rolling, &[2], &well));
+        assert!(!goes_without(&THREE, &[0], &well), "its leader may be dead");
+        assert!(!goes_without(&THREE, &[1], &well));
+        let silent = LockView {
+            renewed: DateTime::from_timestamp(-1, 0),
+            ..well
+        };
+        assert!(
+            !goes(&THREE, &silent),
+            "its leader may be dead, ready or not"
+        );
     }
 
     #[test]
     fn a_last_one_that_is_not_well_holds_up_nothing() {
-        let broken = MembersView { ready: 2, ..THREE };
-        let goes = |lock| goes_of(&broken, PodState::Absent, &lock);
-        let two = Some("postgres-2".to_owned());
-        assert_eq!(goes(lock("postgres-0", &["postgres-1"])), two);
+        assert!(goes_without(
+            &THREE,
+            &[2],
+            &lock("postgres-0", &["postgres-1"])
+        ));
         let leads = lock("postgres-2", &["postgres-1"]);
-        assert_eq!(goes(leads), None, "its successor comes first");
-        let rolling = MembersView {
-            rolled: false,
-            ..broken
-        };
-        let well = lock("postgres-0", &["postgres-1"]);
-        assert_eq!(goes_of(&rolling, PodState::Absent, &well), None);
+        assert!(
+            !goes_without(&THREE, &[2], &leads),
+            "its successor comes first"
+        );
     }
 
     #[test]
     fn a_statefulset_is_read() {
-        let set = |observed: i64, revision: &str| {
-            MembersView::of(&serde_json::json!({
+        let set = |observed: i64, revision: &str, updated: i64| {
+            SetView::of(&serde_json::json!({
                 "metadata": {"generation": 4}, "spec": {"replicas": 3},
                 "status": {
                     "observedGeneration": observed, "replicas": 3, "readyReplicas": 3,
-                    "currentRevision": "a", "updateRevision": revision,
+                    "currentRevision": "a", "updateRevision": revision, "updatedReplicas": updated,
                 },
             }))
         };
-        assert_eq!(set(4, "a"), THREE);
-        assert!(!set(3, "a").rolled && !set(4, "b").rolled);
+        assert_eq!(set(4, "a", 3), THREE);
+        assert!(!set(3, "a", 3).rolled && !set(4, "b", 3).rolled && !set(4, "a", 2).rolled);
         assert!(THREE.exceed(1) && TWO.exceed(1) && !THREE.exceed(3));
-        let leaving = MembersView {
-            pods: 2,
-            asked: 1,
-            ..TWO
-        };
+        let leaving = SetView { asked: 1, ..TWO };
         assert!(leaving.exceed(1));
     }
 }

@@ -15,7 +15,7 @@ pub enum PodState {
     Ended,
     /// It is there; whether it is ready, and since when it exists.
     Present {
-        /// Whether it is ready: PostgreSQL answers and has its place in the cluster.
+        /// Whether it is ready: PostgreSQL answers and has its place in the cluster, and the pod has not been told to go.
         ready: bool,
         /// When the apiserver made it.
         created: DateTime<Utc>,
@@ -56,6 +56,12 @@ impl MemberView {
             empty: pod.is_some_and(is_empty),
         }
     }
+
+    /// Whether its pod is ready.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        matches!(self.pod, PodState::Present { ready: true, .. })
+    }
 }
 
 /// Patroni writes what it finds into annotation `status` of its pod; its role is `uninitialized` while its data directory
@@ -92,7 +98,8 @@ fn pod_state(pod: &Pod) -> PodState {
         .unwrap_or_default();
     let ready = conditions
         .iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True");
+        .any(|c| c.type_ == "Ready" && c.status == "True")
+        && pod.metadata.deletion_timestamp.is_none();
     let created = pod.metadata.creation_timestamp.as_ref();
     let created = created.and_then(|time| DateTime::from_timestamp(time.0.as_second(), 0));
     match created {

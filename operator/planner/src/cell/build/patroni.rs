@@ -20,6 +20,9 @@ pub(super) const CONFIG_MOUNT: &str = "/etc/patroni";
 pub(super) const CONFIG_FILE: &str = "patroni.yml";
 /// The ConfigMap in whose annotation `config` Patroni keeps the settings of the whole cluster.
 pub const PATRONI_STORE: &str = "postgres-config";
+/// Whether a former leader's data is removed where it cannot be brought back in line.
+const REMOVE_AFTER_REWIND: &str = "remove_data_directory_on_rewind_failure";
+const REMOVE_DIVERGED: &str = "remove_data_directory_on_diverged_timelines";
 /// The role that replicates.
 pub(super) const REPLICATION_USER: &str = "replicator";
 
@@ -107,12 +110,18 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-/// What of the configuration file a member has to be started anew for. Of the settings that Patroni keeps for the whole cluster
-/// it is those of PostgreSQL: how many members there are, and how they replicate, must not restart any of them, for one that
-/// goes may have been the last to know what one that is restarted without a volume forgets.
-pub(super) fn needs_restart(mut configuration: Value) -> Value {
+/// What of the configuration file a member has to be started anew for: of the settings that Patroni keeps for the whole cluster
+/// those of PostgreSQL alone.
+///
+/// One member instead of three that replicate synchronously must not restart any: one that goes may be the last to know what
+/// one that is restarted without a volume forgets. So one that is alone counts as having their settings.
+pub(super) fn needs_restart(mut configuration: Value, alone: bool) -> Value {
     if let Some(Value::Object(settings)) = configuration.pointer_mut("/bootstrap/dcs") {
         settings.retain(|name, _| name == "postgresql");
+    }
+    if alone && let Some(settings) = configuration.get_mut("postgresql") {
+        settings[REMOVE_AFTER_REWIND] = true.into();
+        settings[REMOVE_DIVERGED] = true.into();
     }
     configuration
 }
@@ -120,7 +129,6 @@ pub(super) fn needs_restart(mut configuration: Value) -> Value {
 /// The configuration file of each member, without passwords and without what differs between members.
 pub(super) fn configuration(
     cell: &ValidatedCell,
-    alone: bool,
     synchronous: bool,
     resources: &Resources,
 ) -> Value {
@@ -158,10 +166,9 @@ pub(super) fn configuration(
                 "replication": { "username": REPLICATION_USER },
             },
             // A former leader that cannot be rewound starts anew from the leader. In synchronous mode it holds nothing that
-            // was acknowledged and is not on the leader; otherwise it may, and a person decides. One that is alone follows
-            // nobody, and has what it would have with others.
-            "remove_data_directory_on_rewind_failure": synchronous || alone,
-            "remove_data_directory_on_diverged_timelines": synchronous || alone,
+            // was acknowledged and is not on the leader; otherwise it may, and a person decides.
+            REMOVE_AFTER_REWIND: synchronous,
+            REMOVE_DIVERGED: synchronous,
             "pg_hba": [
                 "local all all scram-sha-256",
                 format!("host replication {REPLICATION_USER} all scram-sha-256"),

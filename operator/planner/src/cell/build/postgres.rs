@@ -49,7 +49,7 @@ pub(super) fn build(
     };
     let secret = admin_secret(cell, credentials);
     // As JSON, which YAML is a superset of: Patroni's YAML would read a bare `on` as true.
-    let configuration = canonical(configuration(cell, *members == 1, *synchronous, resources));
+    let configuration = canonical(configuration(cell, *synchronous, resources));
     let patroni = serde_json::to_string_pretty(&configuration).map_err(|error| Invalid {
         reason: "BuildFailed",
         message: format!(
@@ -57,7 +57,7 @@ pub(super) fn build(
         ),
     })?;
     let mut checksum = Checksum::new("postgres");
-    checksum.add(&needs_restart(configuration).to_string());
+    checksum.add(&needs_restart(configuration, *members == 1).to_string());
     for (key, value) in &secret {
         checksum.add(key);
         checksum.add(value);
