@@ -188,21 +188,22 @@ impl Object {
     /// The same with an annotation that became known after planning; the hash does not cover it.
     #[must_use]
     pub fn annotated(&self, annotation: &str, value: &str) -> Self {
-        let mut body = self.body();
-        annotate(&mut body, annotation, value);
-        Object {
-            json: Json::from(&body),
-            ..self.clone()
-        }
+        self.changed(|body| annotate(body, annotation, value))
     }
 
     /// The same with so many replicas instead of those that are planned; the hash does not cover it.
     #[must_use]
     pub fn with_replicas(&self, replicas: i64) -> Self {
+        self.changed(|body| {
+            if let Some(planned) = body.pointer_mut("/spec/replicas") {
+                *planned = replicas.into();
+            }
+        })
+    }
+
+    fn changed(&self, change: impl FnOnce(&mut Value)) -> Self {
         let mut body = self.body();
-        if let Some(planned) = body.pointer_mut("/spec/replicas") {
-            *planned = replicas.into();
-        }
+        change(&mut body);
         Object {
             json: Json::from(&body),
             ..self.clone()

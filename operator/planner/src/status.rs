@@ -114,8 +114,16 @@ impl Steps {
         ]
     }
 
+    /// Whether all is done that comes before migrations and services.
+    #[must_use]
+    pub fn stores_are_done(&self) -> bool {
+        let before = [&self.accepted, &self.range, &self.databases, &self.topics];
+        before.iter().all(|step| step.is_done())
+    }
+
     /// The step that decides: the first that failed, else the first that waits, else none.
-    fn decisive(&self) -> Option<&Step> {
+    #[must_use]
+    pub fn decisive(&self) -> Option<&Step> {
         let steps = self.in_order().map(|(_, step)| step);
         steps
             .iter()

@@ -30,7 +30,7 @@ use crate::cell::pause::look;
 use crate::cell::postgres::{known_database, members_leaving, other_database, tend};
 use crate::cell::report::{Reported, report};
 use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
-use crate::cell::services::{Diagnoses, Services, diagnose_pods, rollup, step_of};
+use crate::cell::services::{Services, diagnose_pods, rollup, step_of};
 use crate::cell::waiting::Found;
 use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
@@ -78,10 +78,7 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
             Step::Waiting { .. } | Step::Failed { .. } => Action::requeue(jitter(LATER)),
             Step::Done(_) | Step::NotReached => Action::await_change(),
         };
-        return Ok(match report(&cell, &context, progress).await? {
-            Reported::Told => next,
-            Reported::Outdated => Action::requeue(SHORTLY),
-        });
+        return tell(&cell, &context, progress, next).await;
     }
     context.waiting.begin(&cell);
     let mut progress = Progress::new();
@@ -126,16 +123,26 @@ pub(super) async fn look_at_pods(
     found: Arc<Found>,
 ) -> Result<Action, ReconcileError> {
     let mut progress = found.progress.clone();
-    let pods = diagnose_pods(&context, &cell.name_any()).await;
-    // A pass says of an error where it was, and may mend it.
-    let pods = pods.inspect_err(|_| context.waiting.touch(&cell.name_any()))?;
-    found.services.tell(&cell.name_any(), pods, &mut progress);
-    if !is_waiting_for_pods(&progress.steps) {
-        // What a pod cannot start without may be something that is not watched and that a pass mends.
-        context.waiting.touch(&cell.name_any());
+    let name = cell.name_any();
+    let told = found.services.tell(&context, &name, &mut progress).await;
+    if told.is_err() || !is_waiting_for_pods(&progress.steps) {
+        // A pass says of an error where it was; and what a pod cannot start without may be something that is not watched and
+        // that a pass mends.
+        context.waiting.touch(&name);
     }
+    told?;
     let next = requeue(&progress.steps, waited(&cell));
-    Ok(match report(&cell, &context, progress).await? {
+    tell(&cell, &context, progress, next).await
+}
+
+/// Writes the status; when to look again after that.
+async fn tell(
+    cell: &Cell,
+    context: &Context,
+    progress: Progress,
+    next: Action,
+) -> Result<Action, ReconcileError> {
+    Ok(match report(cell, context, progress).await? {
         Reported::Told => next,
         Reported::Outdated => Action::requeue(SHORTLY),
     })
@@ -323,12 +330,9 @@ impl Pass<'_> {
         .await?;
 
         let services = Services::read(self.valid, self.live, jobs);
-        let pods = if services.are_calm() {
-            Diagnoses::new()
-        } else {
-            diagnose_pods(self.context, &self.valid.name).await?
-        };
-        services.tell(&self.valid.name, pods, progress);
+        services
+            .tell(self.context, &self.valid.name, progress)
+            .await?;
         if row.state == AssignmentState::Active {
             progress.steps.serving = self.serve(row, &database.owned).await?;
         } else {

@@ -21,46 +21,19 @@ pub(super) const RESYNC: Duration = Duration::from_mins(10);
 
 /// Whether there is nothing to be done but to wait until pods have started; whether the range may be served is another matter.
 pub(super) fn is_waiting_for_pods(steps: &Steps) -> bool {
-    let Steps {
-        accepted,
-        range,
-        databases,
-        topics,
-        migrations,
-        services,
-        serving: _,
-    } = steps;
-    let (stores, pods) = ([accepted, range, databases, topics], [migrations, services]);
-    stores.iter().all(|step| step.is_done())
+    let pods = [&steps.migrations, &steps.services];
+    steps.stores_are_done()
         && pods.iter().any(|step| matches!(step, Step::Waiting { .. }))
         && !pods.iter().any(|step| matches!(step, Step::Failed { .. }))
 }
 
 /// When to look at a cell again that is so far, and has been for so long.
 pub(super) fn requeue(steps: &Steps, waited: Duration) -> Action {
-    let Steps {
-        accepted,
-        range,
-        databases,
-        topics,
-        migrations,
-        services,
-        serving,
-    } = steps;
-    let all = [
-        accepted, range, databases, topics, migrations, services, serving,
-    ];
-    if all.iter().all(|step| step.is_done()) {
-        Action::requeue(jitter(RESYNC))
-    } else if all.iter().any(|step| matches!(step, Step::Failed { .. })) {
-        Action::requeue(jitter(LATER))
-    } else if [accepted, range, databases, topics]
-        .iter()
-        .all(|step| step.is_done())
-    {
+    Action::requeue(jitter(match steps.decisive() {
+        None => RESYNC,
+        Some(Step::Failed { .. }) => LATER,
         // Watches tell how Jobs and Deployments get on, and only of a pod that is stuck they do not.
-        Action::requeue(jitter(waited.clamp(STUCK, LATER)))
-    } else {
-        Action::requeue(jitter((waited / 4).clamp(SOON, LATER)))
-    }
+        Some(_) if steps.stores_are_done() => waited.clamp(STUCK, LATER),
+        Some(_) => (waited / 4).clamp(SOON, LATER),
+    }))
 }

@@ -40,16 +40,27 @@ impl Services {
     }
 
     /// Whether none of their pods is waited for.
-    pub(super) fn are_calm(&self) -> bool {
+    fn are_calm(&self) -> bool {
         let migrated = |(_, state): &(_, _)| *state == Migration::Done;
         self.jobs.values().all(migrated) && !self.status.iter().any(lacks_pods)
     }
 
-    /// Writes down how far they are, given what is wrong with their pods.
-    pub(super) fn tell(&self, cell: &str, mut pods: Diagnoses, progress: &mut Progress) {
+    /// Writes down how far they are, and looks at their pods where those are waited for.
+    pub(super) async fn tell(
+        &self,
+        context: &Context,
+        cell: &str,
+        progress: &mut Progress,
+    ) -> Result<(), kube::Error> {
+        let calm = self.are_calm();
+        let mut pods = if calm {
+            Diagnoses::new()
+        } else {
+            diagnose_pods(context, cell).await?
+        };
         progress.steps.migrations = migrations_step(cell, &self.jobs, &pods);
         let mut status = self.status.clone();
-        if !self.are_calm() {
+        if !calm {
             fill_in(&mut pods, &self.deployments);
             explain(&mut status, &pods);
         }
@@ -60,6 +71,7 @@ impl Services {
             step
         };
         progress.services = Some(status);
+        Ok(())
     }
 }
 
