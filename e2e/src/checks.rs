@@ -192,13 +192,7 @@ fn running() -> Result<String> {
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
-    shell::shown(&mut cargo_command(args))
-}
-
-fn cargo_command(args: &[&str]) -> Command {
-    let mut command = Command::new("cargo");
-    command.current_dir(paths::repository()).args(args);
-    command
+    shell::shown(&mut shell::cargo(args))
 }
 
 /// Where random tests begin. The same each time, for a run has to be about what was changed; other seeds are for whoever
@@ -207,7 +201,7 @@ const SEED: (&str, &str) = ("PROPTEST_RNG_SEED", "1");
 
 /// Runs the tests of all crates, and then says again what failed.
 fn tests() -> Result<()> {
-    let mut command = cargo_command(&["test", "--workspace", "--locked", "--no-fail-fast"]);
+    let mut command = shell::cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
     if std::env::var_os(SEED.0).is_none() {
         command.env(SEED.0, SEED.1);
     }

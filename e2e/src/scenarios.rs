@@ -1,7 +1,5 @@
 //! Runs the scenarios of `e2e/scenarios` on the local cluster, and writes a report of each.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -15,18 +13,10 @@ pub fn run(filter: &str) -> Result<(usize, usize)> {
     if results.exists() {
         std::fs::remove_file(&results).context("remove old results")?;
     }
-    let mut command = Command::new("cargo");
+    let mut command = shell::cargo(&["run", "--quiet", "--locked"]);
     command
-        .current_dir(paths::repository())
         .env("KUBECONFIG", paths::kubeconfig())
-        .args([
-            "run",
-            "--quiet",
-            "--locked",
-            "--package",
-            "titan-scenarios",
-            "--",
-        ])
+        .args(["--package", "titan-scenarios", "--"])
         .args(["--filter", filter])
         .arg("--repository")
         .arg(paths::repository())

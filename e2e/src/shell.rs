@@ -41,6 +41,13 @@ pub fn command(words: &[&str]) -> Command {
     command
 }
 
+/// cargo, in the repository.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(paths::repository()).args(args);
+    command
+}
+
 /// Runs a command with its output going to the end of a log; an error shows the end of it.
 pub fn logged(command: &mut Command, log: &Path) -> Result<()> {
     if let Some(dir) = log.parent() {

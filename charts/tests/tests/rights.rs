@@ -69,6 +69,47 @@ impl Scene {
         }
     }
 
+    /// Has a member of PostgreSQL that was made from an older template, whose turn it is, and waits until it is gone.
+    fn outdate_member(&self, namespace: &str, ready: bool) {
+        let secure = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
+        self.apply(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "postgres-0", "namespace": namespace, "labels": {
+                "app.kubernetes.io/name": "postgres", "app.kubernetes.io/component": "postgres",
+                "controller-revision-hash": "old",
+            }},
+            "spec": {
+                "containers": [{"name": "postgres", "image": "none", "securityContext": secure}],
+                "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            },
+        }));
+        let status = if ready { "True" } else { "False" };
+        let condition = json!({"type": "Ready", "status": status});
+        self.patch_statuses(
+            namespace,
+            "pod",
+            &json!({"status": {"phase": "Running", "conditions": [condition]}}),
+        );
+        self.patch_statuses(
+            namespace,
+            "pdb",
+            &json!({"status": {
+                "observedGeneration": 9, "disruptionsAllowed": 1,
+                "currentHealthy": 1, "desiredHealthy": 0, "expectedPods": 1,
+            }}),
+        );
+        self.patch_statuses(
+            namespace,
+            "statefulset",
+            &json!({"status": {
+                "observedGeneration": 9, "replicas": 1, "updatedReplicas": 0, "updateRevision": "new",
+            }}),
+        );
+        self.wait("replacement of a member", |scene| {
+            scene.count(namespace, "pod") == 0
+        });
+    }
+
     /// What a Job controller and a kubelet would do.
     fn finish_jobs(&self, namespace: &str) {
         let at = "2026-01-01T00:00:00Z";
@@ -310,6 +351,10 @@ fn live(scene: &Scene) {
             scene.kubectl(&lacking).is_empty() && scene.kubectl(&namespaces).is_empty()
         });
     }
+
+    // A member of PostgreSQL is to be made anew: one that is broken is deleted, one that serves is evicted.
+    scene.outdate_member("own-stores", false);
+    scene.outdate_member("own-stores", true);
 
     // A service goes, and databases of the cell's own.
     scene.apply(&profile(&[&user]));

@@ -71,8 +71,8 @@ pub async fn operator_leader_dies(cluster: &Cluster) -> Result<Value> {
     }))
 }
 
-/// The leader of a three-member PostgreSQL dies, then a Redis node, then two of the members are given up, all under writes and
-/// without volumes: what was confirmed is there.
+/// The leader of a three-member PostgreSQL dies, then a Redis node, both under writes and without volumes: what was confirmed
+/// is there.
 pub async fn stores_die(cluster: &Cluster) -> Result<Value> {
     let cell: Cell = serde_json::from_value(json!({
         "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
@@ -102,38 +102,8 @@ pub async fn stores_die(cluster: &Cluster) -> Result<Value> {
     measured.insert("redisNode".to_owned(), recovered);
     measured.insert("redisTraffic".to_owned(), told(&record));
 
-    let load = Load::start(&shop, 700_009..700_013);
-    let (given_up, record) = give_up_members(cluster, load).await?;
-    measured.insert("membersGivenUp".to_owned(), given_up);
-    measured.insert("membersTraffic".to_owned(), told(&record));
     cluster.delete("cell-faults").await?;
     Ok(Value::Object(measured))
-}
-
-/// Has one member where there were three, under load.
-async fn give_up_members(cluster: &Cluster, load: Load) -> Result<(Value, Record)> {
-    let leader = postgres_leader(cluster).await?;
-    let began = Instant::now();
-    let one = json!({"spec": {"databases": {"postgres": {"members": 1}}}});
-    cluster.patch("cell-faults", one).await?;
-    let members = ListParams::default().labels("app.kubernetes.io/name=postgres");
-    until(Duration::from_mins(5), async || {
-        let pods = cluster.pods("cell-faults").list(&members).await?.items;
-        Ok((pods.len() == 1).then_some(()))
-    })
-    .await?
-    .context("there is more than one member after 5 minutes")?;
-    let gone = began.elapsed();
-    cluster.wait_ready("cell-faults").await?;
-    let ready = began.elapsed();
-    let record = load.verify().await?;
-    let times = json!({
-        "ledBefore": leader,
-        "goneSeconds": gone.as_secs_f64(),
-        "cellReadySeconds": ready.as_secs_f64(),
-        "longestWriteGapSeconds": record.longest_gap.as_secs_f64(),
-    });
-    Ok((times, record))
 }
 
 /// The only member of a PostgreSQL without a volume dies: the cell says what was lost, and comes back empty by itself.

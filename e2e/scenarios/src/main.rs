@@ -10,6 +10,7 @@ mod deaths;
 mod deletion;
 mod faults;
 mod load;
+mod members;
 mod orders;
 mod refusals;
 mod releases;
@@ -131,8 +132,13 @@ const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "stores-die",
-        shows: "no acknowledged write is lost with the leader of PostgreSQL, a Redis node, or members that are given up",
+        shows: "no acknowledged write is lost with the leader of PostgreSQL or a Redis node",
         run: |cluster| faults::stores_die(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "members-come-and-go",
+        shows: "a PostgreSQL grows, is replaced member by member and shrinks, and no acknowledged write is lost",
+        run: |cluster| members::come_and_go(cluster).boxed_local(),
     },
     Scenario {
         name: "deletion",

@@ -67,15 +67,8 @@ pub fn run(arguments: &[String]) -> Result<Value> {
     Ok(result)
 }
 
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(paths::repository());
-    cargo
-}
-
 fn build() -> Result<()> {
-    let built = cargo()
-        .args(["build", "--release", "-p", "cell-router"])
+    let built = shell::cargo(&["build", "--release", "-p", "cell-router"])
         .args(["-p", "router-bench"])
         .status()
         .context("cannot start cargo")?;
@@ -87,8 +80,7 @@ fn build() -> Result<()> {
 
 /// Nanoseconds of a lookup by cells in the table, as criterion measured them.
 fn lookups() -> Result<Vec<(u32, f64)>> {
-    let ran = cargo()
-        .args(["bench", "-p", "titan-routing", "--bench", "lookup", "--"])
+    let ran = shell::cargo(&["bench", "-p", "titan-routing", "--bench", "lookup", "--"])
         .args(["--warm-up-time", "1", "--measurement-time", "2"])
         .stdout(Stdio::null())
         .status()
@@ -136,9 +128,8 @@ fn fetch_envoy(folder: &Path) -> Result<()> {
 /// Builds the forwarder of Pingora. It is no member of the workspace.
 fn pingora() -> Result<PathBuf> {
     let target = paths::target().join("pingora");
-    let mut cargo = cargo();
+    let mut cargo = shell::cargo(&["build", "--release", "--locked", "--manifest-path"]);
     cargo
-        .args(["build", "--release", "--locked", "--manifest-path"])
         .arg("cell-router/bench/pingora/Cargo.toml")
         .arg("--target-dir")
         .arg(&target);

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -38,10 +38,7 @@ const PROFILE: &str = "image";
 
 /// The binaries of the workspace that run in a cluster.
 pub fn list() -> Result<Vec<Binary>> {
-    let mut metadata = Command::new("cargo");
-    metadata
-        .args(["metadata", "--no-deps", "--format-version=1"])
-        .current_dir(paths::repository());
+    let mut metadata = shell::cargo(&["metadata", "--no-deps", "--format-version=1"]);
     let metadata: Value = serde_json::from_str(&shell::output(&mut metadata)?)?;
     Ok(select(&metadata))
 }
@@ -111,10 +108,8 @@ fn compile(binaries: &[Binary]) -> Result<PathBuf> {
     let target = paths::target().join("images");
     let profiles: BTreeSet<_> = binaries.iter().map(|binary| &*binary.profile).collect();
     for profile in profiles {
-        let mut cargo = Command::new("cargo");
+        let mut cargo = shell::cargo(&["build", "--profile", profile, "--target", TARGET]);
         cargo
-            .current_dir(paths::repository())
-            .args(["build", "--profile", profile, "--target", TARGET])
             .args(["--config", STATIC])
             .arg("--target-dir")
             .arg(&target);

@@ -4,6 +4,7 @@ use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
+use serde_json::Value;
 use titan_crds::Cell;
 use titan_planner::cell::{
     PATRONI_STORE, PostgresPlan, StoreStorage, ValidatedCell, patroni_reconfiguration,
@@ -12,125 +13,208 @@ use titan_planner::object::{Kind, Object};
 use titan_planner::status::Step;
 
 use crate::cell::ReconcileError;
-use crate::cluster::LiveObjects;
+use crate::cluster::{LiveObject, LiveObjects, number};
 use crate::context::Context;
 use crate::stores::StoreError;
 use crate::stores::patroni::{
-    self, MemberView, Next, SetView, forget_lost_data, hasten_failover, reconfigure,
+    self, LockView, MemberView, Next, Rollout, SetView, Turn, forget_lost_data, hasten_failover,
+    reconfigure, replace,
 };
 
 /// The name of the StatefulSet, which is also Patroni's scope.
 pub(super) const POSTGRES: &str = "postgres";
 
-/// Carries changed settings over, lets a standby take over at once where the leader's pod is gone, and lets a database
-/// begin anew whose data went with its pods, which is a step of its own for people to see. Asks for no pods while every
-/// member is ready.
-pub(super) async fn tend(
-    cell: &ValidatedCell,
-    live: &LiveObjects,
-    context: &Context,
-) -> Result<Option<Step>, ReconcileError> {
-    let PostgresPlan::Managed {
-        members,
-        synchronous,
-        storage,
-        ..
-    } = &cell.postgres
-    else {
-        return Ok(None);
-    };
-    let wanted = i64::from(*members);
-    let client = &context.client;
-    let ledger = context.ledger.as_ref();
-    let desired = |current: &str| patroni_reconfiguration(cell, current);
-    let there = live
-        .get(Kind::StatefulSet, POSTGRES)
-        .map_or_else(SetView::default, |set| SetView::of(&set.body()));
-    let leaving = there.exceed(wanted);
-    // While members leave, their replication stays as it was; and nobody waits for a standby before there is one.
-    let alone = *synchronous && there.ready < 2;
-    if !leaving && !alone && reconfigure(client, &cell.name, PATRONI_STORE, desired, ledger).await?
-    {
-        tracing::info!(cell = cell.name, "PostgreSQL has new settings");
-    }
-    // One that has to go may be the one with the data, or the leader.
-    let all = wanted.max(there.asked).max(there.pods);
-    let ready = there.ready;
-    if ready >= all {
-        return Ok(None);
-    }
-    let ephemeral = matches!(storage, StoreStorage::Ephemeral { .. });
-    if ready == 0 && ephemeral {
-        let views = members_of(cell, all, context).await?;
-        if forget_lost_data(client, &cell.name, POSTGRES, &views, ledger).await? {
-            return Ok(Some(Step::waiting(
-                "DataLost",
-                "PostgreSQL's data went with its pods, as storage.ephemeral has it; the database begins anew, empty",
-            )));
-        }
-    } else if ready > 0 && (*synchronous || leaving) {
-        let views = members_of(cell, all, context).await?;
-        let decision = hasten_failover(client, &cell.name, POSTGRES, &views, ledger).await?;
-        tracing::info!(cell = cell.name, ?decision, "PostgreSQL lacks members");
-    }
-    Ok(None)
+/// A PostgreSQL that Patroni runs, as it is in a pass.
+pub(super) struct ManagedPostgres<'a> {
+    cell: &'a ValidatedCell,
+    context: &'a Context,
+    set: Option<&'a LiveObject>,
+    budget: Option<&'a LiveObject>,
+    there: SetView,
+    /// How many members there should be.
+    wanted: i64,
+    synchronous: bool,
+    storage: &'a StoreStorage,
 }
 
-/// Members that are too many, and have to go one by one.
-pub(super) struct Leaving {
-    /// The StatefulSet as it should be for now.
-    pub(super) set: Object,
+/// What members are about to do.
+#[derive(Default)]
+pub(super) struct Members {
+    /// The StatefulSet as it should be for now, where that is not as planned.
+    pub(super) set: Option<Object>,
     /// What is waited for.
-    pub(super) step: Step,
+    pub(super) step: Option<Step>,
 }
 
-/// The members that have to go; `None` where there are no more of them than planned.
-pub(super) async fn members_leaving(
-    cell: &ValidatedCell,
-    desired: &[Object],
-    live: &LiveObjects,
-    context: &Context,
-) -> Result<Option<Leaving>, ReconcileError> {
-    let PostgresPlan::Managed { members, .. } = &cell.postgres else {
-        return Ok(None);
-    };
-    let wanted = i64::from(*members);
-    let is_set = |object: &&Object| object.kind == Kind::StatefulSet && object.name == POSTGRES;
-    let (Some(set), Some(planned)) = (
-        live.get(Kind::StatefulSet, POSTGRES),
-        desired.iter().find(is_set),
-    ) else {
-        return Ok(None);
-    };
-    let mut members = SetView::of(&set.body());
-    if !members.exceed(wanted) {
-        return Ok(None);
+impl<'a> ManagedPostgres<'a> {
+    /// That of a cell; `None` where its server is external.
+    pub(super) fn of(
+        cell: &'a ValidatedCell,
+        live: &'a LiveObjects,
+        context: &'a Context,
+    ) -> Option<Self> {
+        let PostgresPlan::Managed {
+            members,
+            synchronous,
+            storage,
+            resources: _,
+        } = &cell.postgres
+        else {
+            return None;
+        };
+        let set = live.get(Kind::StatefulSet, POSTGRES);
+        Some(ManagedPostgres {
+            cell,
+            context,
+            set,
+            budget: live.get(Kind::PodDisruptionBudget, POSTGRES),
+            there: set.map_or_else(SetView::default, |set| SetView::of(&set.body())),
+            wanted: i64::from(*members),
+            synchronous: *synchronous,
+            storage,
+        })
     }
-    members.rolled &= set.desired_hash() == Some(planned.hash.as_str());
-    let next = if members.asked > wanted {
-        let pods = members_of(cell, members.asked, context).await?;
-        let lock = patroni::lock(&context.client, &cell.name, POSTGRES).await?;
-        patroni::next(
-            POSTGRES,
-            &members,
-            &pods,
-            &lock.unwrap_or_default(),
-            Utc::now(),
-        )
-    } else {
-        Next::Keep("waiting for members that are leaving".to_owned())
-    };
-    let (replicas, why) = match next {
-        Next::Keep(why) => (members.asked.max(wanted), why),
-        Next::Without(member) => {
-            tracing::info!(cell = cell.name, member, "PostgreSQL lets a member go");
-            (members.asked - 1, format!("{member} is leaving"))
+
+    /// Carries changed settings over, lets a standby take over at once where the leader's pod is gone, and lets a database
+    /// begin anew whose data went with its pods, which is a step of its own for people to see. Asks for no pods while every
+    /// member is ready.
+    pub(super) async fn tend(&self) -> Result<Option<Step>, ReconcileError> {
+        let there = &self.there;
+        let (client, name) = (&self.context.client, &self.cell.name);
+        let ledger = self.context.ledger.as_ref();
+        let leaving = there.exceed(self.wanted);
+        // While members leave, their replication stays as it was; and nobody waits for a standby before there is one.
+        let alone = self.synchronous && there.ready < 2;
+        if !leaving && !alone {
+            let desired = |current: &str| patroni_reconfiguration(self.cell, current);
+            if reconfigure(client, name, PATRONI_STORE, desired, ledger).await? {
+                tracing::info!(cell = name, "PostgreSQL has new settings");
+            }
         }
-    };
-    Ok(Some(Leaving {
-        set: planned.with_replicas(replicas),
-        step: Step::waiting("MembersLeaving", why),
-    }))
+        // One that has to go may be the one with the data, or the leader.
+        let all = self.wanted.max(there.asked).max(there.pods);
+        if there.ready >= all {
+            return Ok(None);
+        }
+        let ephemeral = matches!(self.storage, StoreStorage::Ephemeral { .. });
+        if there.ready == 0 && ephemeral {
+            let views = self.members(all).await?;
+            if forget_lost_data(client, name, POSTGRES, &views, ledger).await? {
+                return Ok(Some(Step::waiting(
+                    "DataLost",
+                    "PostgreSQL's data went with its pods, as storage.ephemeral has it; the database begins anew, empty",
+                )));
+            }
+        } else if there.ready > 0 && (self.synchronous || leaving) {
+            let views = self.members(all).await?;
+            let decision = hasten_failover(client, name, POSTGRES, &views, ledger).await?;
+            tracing::info!(cell = name, ?decision, "PostgreSQL lacks members");
+        }
+        Ok(None)
+    }
+
+    /// Replaces members that were made from an older template, and lets those go that are too many, one at a time.
+    pub(super) async fn take_turns(&self, desired: &[Object]) -> Result<Members, ReconcileError> {
+        let is_set = |object: &&Object| object.kind == Kind::StatefulSet && object.name == POSTGRES;
+        let (Some(set), Some(planned)) = (self.set, desired.iter().find(is_set)) else {
+            return Ok(Members::default());
+        };
+        let mut there = self.there.clone();
+        // Else its template is about to be another one.
+        let as_planned = set.desired_hash() == Some(planned.hash.as_str());
+        there.rolled &= as_planned;
+        let rolling = if as_planned { self.roll().await? } else { None };
+        if !there.exceed(self.wanted) {
+            return Ok(Members {
+                set: None,
+                step: rolling,
+            });
+        }
+        let next = if there.asked > self.wanted {
+            let pods = self.members(there.asked).await?;
+            patroni::next(POSTGRES, &there, &pods, &self.lock().await?, Utc::now())
+        } else {
+            Next::Keep("waiting for members that are leaving".to_owned())
+        };
+        let (replicas, why) = match next {
+            Next::Keep(why) => (there.asked.max(self.wanted), why),
+            Next::Without(member) => {
+                tracing::info!(cell = self.cell.name, member, "PostgreSQL lets a member go");
+                (there.asked - 1, format!("{member} is leaving"))
+            }
+        };
+        Ok(Members {
+            set: Some(planned.with_replicas(replicas)),
+            step: rolling.or_else(|| Some(Step::waiting("MembersLeaving", why))),
+        })
+    }
+
+    /// Replaces one member if it is to be made anew and its turn has come.
+    async fn roll(&self) -> Result<Option<Step>, ReconcileError> {
+        let SetView {
+            rolled: false,
+            revision: Some(revision),
+            asked,
+            ..
+        } = &self.there
+        else {
+            return Ok(None);
+        };
+        let members = self.members(*asked).await?;
+        let rollout = Rollout {
+            revision,
+            members: &members,
+            lock: &self.lock().await?,
+            volumes: matches!(self.storage, StoreStorage::Persistent { .. }),
+            synchronous: self.synchronous,
+            expendable: self
+                .budget
+                .is_some_and(|budget| lets_one_go(&budget.body())),
+        };
+        let why = match rollout.turn(Utc::now()) {
+            Turn::Over => return Ok(None),
+            Turn::Wait(why) => why,
+            Turn::Replace(next) => {
+                let (client, name) = (&self.context.client, &self.cell.name);
+                let member = &next.member;
+                match replace(client, name, &next, self.context.ledger.as_ref()).await? {
+                    Some(why) => format!("{member} has to be replaced, but {why}"),
+                    None => {
+                        tracing::info!(cell = name, member, "PostgreSQL has a member replaced");
+                        format!("{member} is being replaced")
+                    }
+                }
+            }
+        };
+        Ok(Some(Step::waiting("MembersRolling", why)))
+    }
+
+    async fn lock(&self) -> Result<LockView, ReconcileError> {
+        let lock = patroni::lock(&self.context.client, &self.cell.name, POSTGRES).await?;
+        Ok(lock.unwrap_or_default())
+    }
+
+    /// The first so many members.
+    async fn members(&self, members: i64) -> Result<Vec<MemberView>, ReconcileError> {
+        let pods = Api::<Pod>::namespaced(self.context.client.clone(), &self.cell.name)
+            .list(&ListParams::default().labels("app.kubernetes.io/name=postgres"))
+            .await?
+            .items;
+        Ok((0..members)
+            .map(|number| {
+                let name = format!("{POSTGRES}-{number}");
+                let pod = pods.iter().find(|pod| pod.name_any() == name);
+                MemberView::of(&name, pod)
+            })
+            .collect())
+    }
+}
+
+/// Whether a disruption budget lets one more pod go, by its status.
+fn lets_one_go(budget: &Value) -> bool {
+    let seen =
+        number(budget, "/status/observedGeneration") >= number(budget, "/metadata/generation");
+    seen && number(budget, "/status/disruptionsAllowed") > 0
 }
 
 /// Gives up the data of a database: its id is the value.
@@ -165,22 +249,4 @@ pub(super) fn other_database(cell: &str, error: &StoreError, known: &str) -> Ste
             "{error}. Nothing was written. Restore that one, or have the cell's Secret name its server; to give its data up, kubectl annotate cell {cell} {GIVE_UP_DATABASE}={known}"
         ),
     )
-}
-
-async fn members_of(
-    cell: &ValidatedCell,
-    members: i64,
-    context: &Context,
-) -> Result<Vec<MemberView>, ReconcileError> {
-    let pods = Api::<Pod>::namespaced(context.client.clone(), &cell.name)
-        .list(&ListParams::default().labels("app.kubernetes.io/name=postgres"))
-        .await?
-        .items;
-    Ok((0..members)
-        .map(|number| {
-            let name = format!("{POSTGRES}-{number}");
-            let pod = pods.iter().find(|pod| pod.name_any() == name);
-            MemberView::of(&name, pod)
-        })
-        .collect())
 }

@@ -27,7 +27,7 @@ use crate::cell::migration::{Migration, migrate};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
-use crate::cell::postgres::{known_database, members_leaving, other_database, tend};
+use crate::cell::postgres::{ManagedPostgres, Members, known_database, other_database};
 use crate::cell::report::{Reported, report};
 use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::cell::services::{Services, diagnose_pods, rollup, step_of};
@@ -290,10 +290,12 @@ impl Pass<'_> {
         progress: &mut Progress,
     ) -> Result<Option<Services>, ReconcileError> {
         self.apply(|stage| *stage == Stage::Foundation).await?;
-        let leaving =
-            members_leaving(self.valid, &self.desired.objects, self.live, self.context).await?;
-        self.apply_stores(leaving.as_ref().map(|leaving| &leaving.set))
-            .await?;
+        let managed = ManagedPostgres::of(self.valid, self.live, self.context);
+        let members = match &managed {
+            Some(managed) => managed.take_turns(&self.desired.objects).await?,
+            None => Members::default(),
+        };
+        self.apply_stores(members.set.as_ref()).await?;
         prune(
             self.scope(),
             &self.desired.objects,
@@ -301,7 +303,7 @@ impl Pass<'_> {
         )
         .await?;
 
-        let (databases, topics) = tokio::join!(self.databases(), self.topics());
+        let (databases, topics) = tokio::join!(self.databases(managed.as_ref()), self.topics());
         progress.steps.topics = topics?;
         let database = match databases? {
             Ok(database) => database,
@@ -311,10 +313,10 @@ impl Pass<'_> {
                 return Ok(None);
             }
         };
-        progress.steps.databases = match leaving {
-            Some(leaving) => {
+        progress.steps.databases = match members.step {
+            Some(step) => {
                 let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
-                unanswered(leaving.step, unready_for)
+                unanswered(step, unready_for)
             }
             None => Step::Done(database.message),
         };
@@ -385,9 +387,14 @@ impl Pass<'_> {
     }
 
     /// Brings the databases to where they should be; the inner error says how far they are.
-    async fn databases(&self) -> Result<Result<Databases, Step>, ReconcileError> {
+    async fn databases(
+        &self,
+        managed: Option<&ManagedPostgres<'_>>,
+    ) -> Result<Result<Databases, Step>, ReconcileError> {
         let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
-        if let Some(step) = tend(self.valid, self.live, self.context).await? {
+        if let Some(managed) = managed
+            && let Some(step) = managed.tend().await?
+        {
             return Ok(Err(step));
         }
         for store in self.managed_stores() {

@@ -271,6 +271,7 @@ pub(super) fn on_what_is_there(live: &Value, desired: Value) -> Value {
 /// was read.
 fn preparation(live: &Value, desired: &Value) -> Option<Value> {
     let mut operations = takeover(live, desired);
+    operations.extend(another_strategy(live, desired));
     operations.extend(own_updates_as_apply(live));
     if operations.is_empty() {
         return None;
@@ -279,6 +280,15 @@ fn preparation(live: &Value, desired: &Value) -> Option<Value> {
     operations
         .push(json!({ "op": "replace", "path": "/metadata/resourceVersion", "value": version }));
     Some(Value::Array(operations))
+}
+
+/// The operation that gives a StatefulSet another strategy of updates. What the apiserver added to the old one by default would
+/// outlive an apply, and is not allowed beside the new one.
+fn another_strategy(live: &Value, desired: &Value) -> Option<Value> {
+    let path = "/spec/updateStrategy";
+    let (live, wanted) = (live.pointer(path)?, desired.pointer(path)?);
+    (live["type"] != wanted["type"])
+        .then(|| json!({ "op": "replace", "path": path, "value": wanted }))
 }
 
 /// The operation that turns our `Update` entry in the managed fields into an `Apply` entry; `None` where there is none.
@@ -359,6 +369,17 @@ mod tests {
             {"manager": MANAGER, "operation": "Apply"},
         ]}});
         assert_eq!(preparation(&live, &json!({})), None);
+    }
+
+    #[test]
+    fn what_one_strategy_has_by_default_does_not_outlive_it() {
+        let of = |strategy: Value| json!({"spec": {"updateStrategy": strategy}, "metadata": {"resourceVersion": "7"}});
+        let rolling = of(json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}));
+        let by_us = of(json!({"type": "OnDelete"}));
+        let patch = preparation(&rolling, &by_us).unwrap();
+        assert_eq!(patch[0]["value"], json!({"type": "OnDelete"}));
+        let planned = of(json!({"type": "RollingUpdate"}));
+        assert_eq!(preparation(&rolling, &planned), None);
     }
 
     #[test]

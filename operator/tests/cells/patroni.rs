@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
@@ -50,7 +51,9 @@ fn member(name: &str, status: &Value) -> Pod {
     serde_json::from_value(json!({
         "metadata": {
             "name": name,
-            "labels": {"app.kubernetes.io/name": "postgres"},
+            "labels": {
+                "app.kubernetes.io/name": "postgres", "app.kubernetes.io/component": "postgres",
+            },
             "annotations": {"status": status.to_string()},
         },
         "spec": {
@@ -126,51 +129,74 @@ async fn lost_data_is_forgotten_only_when_every_member_says_that_it_has_none() {
     assert!(ready.contains("DataLost"), "{ready}");
 }
 
-/// Three members become one: none goes before somebody who stays has all of its data, and their replication stays
-/// synchronous until the last of them is gone.
-#[tokio::test(flavor = "multi_thread")]
-async fn members_go_one_by_one() {
-    let (world, maps, pods) = world_of("members", 3).await;
-    for number in 0..3 {
-        let name = format!("postgres-{number}");
-        let pod = member(&name, &json!({"role": "replica", "state": "running"}));
-        pods.create(&PostParams::default(), &pod).await.unwrap();
+/// Three members that run, and what the test says of them in the place of Patroni and of Kubernetes' controllers.
+struct Three {
+    world: World,
+    maps: Api<ConfigMap>,
+    pods: Api<Pod>,
+    sets: Api<StatefulSet>,
+}
+
+impl Three {
+    async fn new(name: &str) -> Self {
+        let (world, maps, pods) = world_of(name, 3).await;
+        let config = json!({"synchronous_mode": true, "synchronous_mode_strict": true});
+        remember(
+            &maps,
+            "postgres-config",
+            json!({"config": config.to_string()}),
+        )
+        .await;
+        remember(&maps, "postgres-leader", json!({"leader": "postgres-2"})).await;
+        remember(&maps, "postgres-sync", json!({"leader": "postgres-2"})).await;
+        let sets = Api::namespaced(world.client.clone(), &world.cell_name(1));
+        let three = Three {
+            world,
+            maps,
+            pods,
+            sets,
+        };
+        for number in 0..3 {
+            three.starts(&format!("postgres-{number}"), "a").await;
+        }
+        three
+    }
+
+    /// A member's pod is there and ready, made from this revision.
+    async fn starts(&self, name: &str, revision: &str) {
+        let mut pod = member(name, &json!({"role": "replica", "state": "running"}));
+        pod.labels_mut()
+            .insert("controller-revision-hash".to_owned(), revision.to_owned());
+        self.pods
+            .create(&PostParams::default(), &pod)
+            .await
+            .unwrap();
         let ready = json!({"status": {
             "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
         }});
-        pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(ready))
+        self.pods
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(ready))
             .await
             .unwrap();
     }
-    let sets = Api::<StatefulSet>::namespaced(world.client.clone(), &world.cell_name(1));
-    let config = json!({"synchronous_mode": true, "synchronous_mode_strict": true});
-    remember(
-        &maps,
-        "postgres-config",
-        json!({"config": config.to_string()}),
-    )
-    .await;
-    remember(&maps, "postgres-leader", json!({"leader": "postgres-2"})).await;
-    remember(&maps, "postgres-sync", json!({"leader": "postgres-2"})).await;
-    let replicas = async || {
-        world.settle(&Arc::new(Book::new())).await.unwrap();
-        let set = sets.get("postgres").await.unwrap();
-        set.spec.unwrap().replicas.unwrap()
-    };
-    // What the controller of StatefulSets says, when so many pods are there and all is rolled.
-    let has = async |pods: i32| {
-        let generation = sets.get("postgres").await.unwrap().metadata.generation;
+
+    /// The controller of StatefulSets says that so many pods are there, and so many made from this revision, the last one.
+    async fn has(&self, pods: i32, updated: i32, revision: &str) {
+        let generation = self.set().await.metadata.generation;
         let status = json!({"status": {
             "observedGeneration": generation,
-            "replicas": pods, "readyReplicas": pods, "updatedReplicas": pods,
-            "currentRevision": "a", "updateRevision": "a",
+            "replicas": pods, "readyReplicas": pods, "updatedReplicas": updated,
+            "currentRevision": "a", "updateRevision": revision,
         }});
         let parameters = PatchParams::default();
-        sets.patch_status("postgres", &parameters, &Patch::Merge(status))
+        self.sets
+            .patch_status("postgres", &parameters, &Patch::Merge(status))
             .await
             .unwrap();
-    };
-    let knows = async |leader: &str, standby: &str| {
+    }
+
+    /// Patroni says that this one leads, and that this one has all of its data.
+    async fn knows(&self, leader: &str, standby: &str) {
         for (map, annotations) in [
             (
                 "postgres-leader",
@@ -182,31 +208,59 @@ async fn members_go_one_by_one() {
             ),
         ] {
             let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
-            maps.patch(map, &PatchParams::default(), &patch)
+            self.maps
+                .patch(map, &PatchParams::default(), &patch)
                 .await
                 .unwrap();
         }
+    }
+
+    async fn change(&self, postgres: Value) {
+        let patch = json!({"spec": {"databases": {"postgres": postgres}}});
+        self.world
+            .patch::<Cell>(&self.world.cell_name(1), patch)
+            .await;
+    }
+
+    async fn settle(&self) -> Vec<String> {
+        let book = Arc::new(Book::new());
+        self.world.settle(&book).await.unwrap();
+        book.writes()
+    }
+
+    async fn set(&self) -> StatefulSet {
+        self.sets.get("postgres").await.unwrap()
+    }
+}
+
+/// Three members become one: none goes before somebody who stays has all of its data, and their replication stays
+/// synchronous until the last of them is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_go_one_by_one() {
+    let three = Three::new("members").await;
+    let replicas = async || {
+        three.settle().await;
+        three.set().await.spec.unwrap().replicas.unwrap()
     };
+    let has = async |pods: i32| three.has(pods, pods, "a").await;
     let is_synchronous = async || {
-        let config = maps.get("postgres-config").await.unwrap();
+        let config = three.maps.get("postgres-config").await.unwrap();
         config.annotations()["config"].contains(r#""synchronous_mode":true"#)
     };
-
-    let template = async || sets.get("postgres").await.unwrap().spec.unwrap().template;
+    let template = async || three.set().await.spec.unwrap().template;
     let before = template().await;
     has(3).await;
-    knows("postgres-2", "").await;
-    let one = json!({"spec": {"databases": {"postgres": {"members": 1}}}});
-    world.patch::<Cell>(&world.cell_name(1), one).await;
+    three.knows("postgres-2", "").await;
+    three.change(json!({"members": 1})).await;
     assert_eq!(replicas().await, 3, "only postgres-2 has all of the data");
-    knows("postgres-2", "postgres-0").await;
+    three.knows("postgres-2", "postgres-0").await;
     assert_eq!(replicas().await, 2);
     has(3).await;
     assert_eq!(replicas().await, 2, "postgres-2 is not gone yet");
     has(2).await;
-    knows("postgres-1", "").await;
+    three.knows("postgres-1", "").await;
     assert_eq!(replicas().await, 2, "only postgres-1 has all of the data");
-    knows("postgres-1", "postgres-0").await;
+    three.knows("postgres-1", "postgres-0").await;
     assert_eq!(replicas().await, 1);
     has(2).await;
     replicas().await;
@@ -215,6 +269,86 @@ async fn members_go_one_by_one() {
     assert_eq!(replicas().await, 1);
     assert!(!is_synchronous().await, "postgres-0 would wait for ever");
     assert_eq!(template().await, before, "no member is started anew");
+}
+
+/// Three members are made anew: the standbys first, and none before the one before is back, a standby has all of the data, and
+/// the disruption budget allows it.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_are_replaced_one_by_one() {
+    let three = Three::new("replaced").await;
+    three.has(3, 3, "a").await;
+    three.knows("postgres-2", "postgres-1").await;
+    three.settle().await;
+    three
+        .change(json!({"resources": {"requests": {"memory": "200Mi"}}}))
+        .await;
+    let budget = async |allowed: i32| {
+        let budgets = Api::<PodDisruptionBudget>::namespaced(
+            three.world.client.clone(),
+            &three.world.cell_name(1),
+        );
+        let status = json!({"status": {
+            "observedGeneration": 1, "disruptionsAllowed": allowed,
+            "currentHealthy": 3, "desiredHealthy": 2, "expectedPods": 3,
+        }});
+        let parameters = PatchParams::default();
+        budgets
+            .patch_status("postgres", &parameters, &Patch::Merge(status))
+            .await
+            .unwrap();
+    };
+    let goes = async || {
+        let writes = three.settle().await;
+        let gone = writes.iter().filter_map(|write| write.split_once(" Pod "));
+        let gone: Vec<_> = gone
+            .map(|(verb, pod)| format!("{verb} {}", pod.rsplit('/').next().unwrap()))
+            .collect();
+        assert!(gone.len() < 2, "{gone:?}");
+        gone.into_iter().next()
+    };
+    assert_eq!(goes().await, None, "nobody has seen the new template");
+    three.has(3, 0, "b").await;
+    budget(0).await;
+    assert_eq!(goes().await, None, "a node is being drained");
+    budget(1).await;
+    assert_eq!(goes().await.unwrap(), "kubernetes evict postgres-0");
+    budget(1).await;
+    assert_eq!(goes().await, None, "postgres-0 is away");
+    three.starts("postgres-0", "b").await;
+    three.has(3, 1, "b").await;
+    three.knows("postgres-2", "").await;
+    assert_eq!(goes().await, None, "only postgres-2 has all of the data");
+    three.knows("postgres-2", "postgres-1").await;
+    assert_eq!(goes().await.unwrap(), "kubernetes evict postgres-1");
+    three.starts("postgres-1", "b").await;
+    three.has(3, 2, "b").await;
+    three.knows("postgres-2", "postgres-1").await;
+    budget(1).await;
+    assert_eq!(goes().await.unwrap(), "kubernetes evict postgres-2");
+    three.starts("postgres-2", "b").await;
+    three.has(3, 3, "b").await;
+    three.knows("postgres-1", "postgres-0").await;
+    assert_eq!(goes().await, None);
+}
+
+/// Earlier operators left it to the controller of StatefulSets to replace members.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statefulset_that_rolls_by_itself_no_longer_does() {
+    let three = Three::new("strategy").await;
+    let earlier = json!({"spec": {"updateStrategy": {
+        "type": "RollingUpdate", "rollingUpdate": {"partition": 0},
+    }}});
+    let parameters = PatchParams::default();
+    three
+        .sets
+        .patch("postgres", &parameters, &Patch::Merge(earlier))
+        .await
+        .unwrap();
+    three.settle().await;
+    let strategy = three.set().await.spec.unwrap().update_strategy.unwrap();
+    assert_eq!(strategy.type_.as_deref(), Some("OnDelete"));
+    assert_eq!(strategy.rolling_update, None);
+    assert!(three.settle().await.is_empty(), "and that is all");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,6 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -141,10 +140,8 @@ fn load_average() -> String {
 fn compile() -> Result<PathBuf> {
     say("compiling the operator");
     let target = paths::target().join("images");
-    let mut cargo = Command::new("cargo");
+    let mut cargo = shell::cargo(&["build", "--locked", "--profile=image"]);
     cargo
-        .current_dir(paths::repository())
-        .args(["build", "--locked", "--profile=image"])
         .args(["--target", binaries::TARGET])
         .args(["--config", binaries::STATIC])
         .arg("--target-dir")

@@ -105,7 +105,7 @@ pub async fn hasten_failover(
             Ok(_) => {}
             // It was renewed or taken since: there is a leader after all.
             Err(kube::Error::Api(answer)) if answer.code == 409 => return Ok(Decision::Leave),
-            Err(error) => return Err(classify(namespace, &name, &error)),
+            Err(error) => return Err(classify("ConfigMap", namespace, &name, &error)),
         }
         ledger.record(Write {
             system: System::Kubernetes,
@@ -147,7 +147,7 @@ mod tests {
             .map(|(number, pod)| MemberView {
                 name: format!("postgres-{number}"),
                 pod,
-                empty: false,
+                ..MemberView::default()
             })
             .collect()
     }
@@ -158,6 +158,7 @@ mod tests {
             renewed: Some(time(0)),
             resource_version: "7".to_owned(),
             standbys: standbys.iter().map(|name| (*name).to_owned()).collect(),
+            synchronous: true,
         }
     }
 

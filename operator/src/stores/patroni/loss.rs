@@ -31,7 +31,7 @@ pub async fn was_made(client: &kube::Client, namespace: &str, scope: &str) -> Re
     let name = config_of(scope);
     match maps.get_opt(&name).await {
         Ok(config) => Ok(config.is_some_and(|config| remembers(&config))),
-        Err(error) => Err(classify(namespace, &name, &error)),
+        Err(error) => Err(classify("ConfigMap", namespace, &name, &error)),
     }
 }
 
@@ -63,7 +63,7 @@ pub async fn forget_lost_data(
     }
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let name = config_of(scope);
-    let refused = |error: &kube::Error| classify(namespace, &name, error);
+    let refused = |error: &kube::Error| classify("ConfigMap", namespace, &name, error);
     let config = maps.get_opt(&name).await.map_err(|error| refused(&error))?;
     let Some(config) = config else {
         return Ok(false);
@@ -98,15 +98,14 @@ pub async fn forget_lost_data(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stores::patroni::PodState;
 
     fn members(empty: &[bool]) -> Vec<MemberView> {
         let numbered = empty.iter().enumerate();
         numbered
             .map(|(number, empty)| MemberView {
                 name: format!("postgres-{number}"),
-                pod: PodState::Unknown,
                 empty: *empty,
+                ..MemberView::default()
             })
             .collect()
     }

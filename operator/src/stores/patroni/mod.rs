@@ -6,15 +6,17 @@
 
 mod failover;
 mod loss;
+mod rollout;
 mod settings;
 mod shrink;
 mod view;
 
 pub use failover::{Decision, decide, hasten_failover};
 pub use loss::{forget_lost_data, is_lost, was_made};
+pub use rollout::{Replaced, Rollout, Turn, replace};
 pub use settings::reconfigure;
-pub use shrink::{Next, SetView, next};
-pub use view::{LockView, MemberView, PodState};
+pub use shrink::{Next, next};
+pub use view::{LockView, MemberView, PodState, SetView};
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -30,7 +32,7 @@ pub async fn lock(client: &kube::Client, namespace: &str, scope: &str) -> Result
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let read = async |name: String| {
         let map = maps.get_opt(&name).await;
-        map.map_err(|error| classify(namespace, &name, &error))
+        map.map_err(|error| classify("ConfigMap", namespace, &name, &error))
     };
     let Some(leader) = read(format!("{scope}-leader")).await? else {
         return Ok(None);
@@ -39,13 +41,13 @@ pub async fn lock(client: &kube::Client, namespace: &str, scope: &str) -> Result
     Ok(Some(LockView::read(&leader, sync.as_ref())))
 }
 
-fn classify(namespace: &str, name: &str, error: &kube::Error) -> StoreError {
+fn classify(kind: &str, namespace: &str, name: &str, error: &kube::Error) -> StoreError {
     let (system, address) = (System::Kubernetes, "the apiserver".to_owned());
     match error {
         kube::Error::Api(answer) => StoreError::Refused {
             system,
             address,
-            doing: format!("read or change ConfigMap {namespace}/{name}"),
+            doing: format!("read or change {kind} {namespace}/{name}"),
             detail: answer.message.clone(),
         },
         error => StoreError::Unreachable {

@@ -29,7 +29,7 @@ pub async fn reconfigure(
     ledger: &dyn Ledger,
 ) -> Result<bool> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
-    let refused = |error: &kube::Error| classify(namespace, name, error);
+    let refused = |error: &kube::Error| classify("ConfigMap", namespace, name, error);
     let mut tries = 0;
     loop {
         tries += 1;

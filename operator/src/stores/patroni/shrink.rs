@@ -5,52 +5,9 @@
 //! members go one by one here, each only when somebody who stays has everything that was acknowledged, and their
 //! replication stays synchronous until the last of them is gone.
 
-use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
+use chrono::{DateTime, Utc};
 
-use super::view::{LockView, MemberView};
-use crate::cluster::number;
-
-/// A leader that lives renews its lock every five seconds; that of one that is gone stays for twenty.
-const RENEWED: TimeDelta = TimeDelta::seconds(10);
-
-/// The StatefulSet of the members, as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SetView {
-    /// How many it should have by its spec.
-    pub asked: i64,
-    /// How many pods it has, those that are leaving included.
-    pub pods: i64,
-    /// How many of them are ready.
-    pub ready: i64,
-    /// Whether each of them was made from the planned template, and none is to be replaced.
-    pub rolled: bool,
-}
-
-impl SetView {
-    /// Reads a StatefulSet.
-    #[must_use]
-    pub fn of(set: &Value) -> Self {
-        let asked = number(set, "/spec/replicas");
-        let seen = number(set, "/status/observedGeneration");
-        let revision = |name: &str| set.pointer(&format!("/status/{name}"));
-        SetView {
-            asked,
-            pods: number(set, "/status/replicas"),
-            ready: number(set, "/status/readyReplicas"),
-            rolled: seen >= number(set, "/metadata/generation")
-                && revision("currentRevision") == revision("updateRevision")
-                // After a change that was taken back the revisions are equal before the pods are.
-                && number(set, "/status/updatedReplicas") >= asked,
-        }
-    }
-
-    /// Whether there are more members than these.
-    #[must_use]
-    pub const fn exceed(&self, wanted: i64) -> bool {
-        self.asked > wanted || self.pods > wanted
-    }
-}
+use super::view::{LockView, MemberView, SetView};
 
 /// How many members there should be next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,14 +43,13 @@ pub fn next(
     if let Some(lacking) = others.iter().find(|member| !member.is_ready()) {
         return keep(&format!("{} is not ready", lacking.name));
     }
-    let Some(leader) = &lock.holder else {
-        return keep("nobody leads now");
+    let leader = match lock.living_leader(now) {
+        Ok(leader) => leader,
+        Err(why) => return keep(&why),
     };
-    if lock.renewed.is_none_or(|renewed| now - renewed > RENEWED) {
-        return keep(&format!("{leader} has not said lately that it leads"));
-    }
-    let stays = |name: &String| others.iter().any(|member| member.name == *name);
-    let follows = last.name == *leader && last.is_ready() && lock.standbys.iter().any(stays);
+    let stays = |name: &str| others.iter().any(|member| member.name == name);
+    let follows =
+        last.name == leader && last.is_ready() && lock.standbys.iter().any(|name| stays(name));
     if stays(leader) || follows {
         return Next::Without(last.name.clone());
     }
@@ -112,6 +68,7 @@ mod tests {
         pods: 3,
         ready: 3,
         rolled: true,
+        revision: None,
     };
     const TWO: SetView = SetView {
         asked: 2,
@@ -138,10 +95,11 @@ mod tests {
                     ready: !unready.contains(&number),
                     created: DateTime::UNIX_EPOCH,
                 },
-                empty: false,
+                ..MemberView::default()
             })
             .collect();
-        match next("postgres", set, &pods, lock, DateTime::UNIX_EPOCH + RENEWED) {
+        let now = DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(10);
+        match next("postgres", set, &pods, lock, now) {
             Next::Without(member) => {
                 assert_eq!(member, format!("postgres-{}", set.asked - 1));
                 true
@@ -204,23 +162,5 @@ mod tests {
             !goes_without(&THREE, &[2], &leads),
             "its successor comes first"
         );
-    }
-
-    #[test]
-    fn a_statefulset_is_read() {
-        let set = |observed: i64, revision: &str, updated: i64| {
-            SetView::of(&serde_json::json!({
-                "metadata": {"generation": 4}, "spec": {"replicas": 3},
-                "status": {
-                    "observedGeneration": observed, "replicas": 3, "readyReplicas": 3,
-                    "currentRevision": "a", "updateRevision": revision, "updatedReplicas": updated,
-                },
-            }))
-        };
-        assert_eq!(set(4, "a", 3), THREE);
-        assert!(!set(3, "a", 3).rolled && !set(4, "b", 3).rolled && !set(4, "a", 2).rolled);
-        assert!(THREE.exceed(1) && TWO.exceed(1) && !THREE.exceed(3));
-        let leaving = SetView { asked: 1, ..TWO };
-        assert!(leaving.exceed(1));
     }
 }

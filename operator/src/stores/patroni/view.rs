@@ -1,13 +1,58 @@
 //! Patroni's memory, read.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::ResourceExt;
 use serde_json::Value;
 
+use crate::cluster::number;
+
+/// The StatefulSet of the members, as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetView {
+    /// How many it should have by its spec.
+    pub asked: i64,
+    /// How many pods it has, those that are leaving included.
+    pub pods: i64,
+    /// How many of them are ready.
+    pub ready: i64,
+    /// Whether each of them was made from the template as it is, and none is to be replaced.
+    pub rolled: bool,
+    /// The revision of the template as it is; `None` while the controller has not seen it.
+    pub revision: Option<String>,
+}
+
+impl SetView {
+    /// Reads a StatefulSet.
+    #[must_use]
+    pub fn of(set: &Value) -> Self {
+        let asked = number(set, "/spec/replicas");
+        let seen = number(set, "/status/observedGeneration") >= number(set, "/metadata/generation");
+        let revision = set
+            .pointer("/status/updateRevision")
+            .and_then(Value::as_str);
+        SetView {
+            asked,
+            pods: number(set, "/status/replicas"),
+            ready: number(set, "/status/readyReplicas"),
+            // Of the two revisions, the current one is not told of pods that were deleted to be replaced.
+            rolled: seen && number(set, "/status/updatedReplicas") >= asked,
+            revision: revision.filter(|_| seen).map(str::to_owned),
+        }
+    }
+
+    /// Whether there are more members than these.
+    #[must_use]
+    pub const fn exceed(&self, wanted: i64) -> bool {
+        self.asked > wanted || self.pods > wanted
+    }
+}
+
 /// What is known of a member's pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodState {
     /// Nothing: the apiserver was not asked, or did not answer.
+    #[default]
     Unknown,
     /// The apiserver has no such pod.
     Absent,
@@ -23,7 +68,7 @@ pub enum PodState {
 }
 
 /// A member of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberView {
     /// The name of its pod, by which Patroni knows it too.
     pub name: String,
@@ -31,6 +76,14 @@ pub struct MemberView {
     pub pod: PodState,
     /// Whether it says of itself that it holds no data: a new pod's, on a volume that went with the old pod.
     pub empty: bool,
+    /// Whether Patroni has said anything of it: it has begun to run.
+    pub began: bool,
+    /// Whether its pod was told to go.
+    pub leaving: bool,
+    /// Which pod of its name it is.
+    pub uid: Option<String>,
+    /// The revision of the template that its pod was made from.
+    pub revision: Option<String>,
 }
 
 /// The lock of the leader, and who may follow.
@@ -42,9 +95,18 @@ pub struct LockView {
     pub renewed: Option<DateTime<Utc>>,
     /// The version that was read.
     pub resource_version: String,
+    /// Whether leaders wait for standbys: only then is there a record of them.
+    pub synchronous: bool,
     /// The standbys that have every commit which the holder acknowledged.
     pub standbys: Vec<String>,
 }
+
+/// The annotation in which Patroni says how a member is.
+const STATUS: &str = "status";
+/// The label with the revision of the template that a StatefulSet made a pod from.
+const REVISION: &str = "controller-revision-hash";
+/// A leader that lives renews its lock every five seconds; that of one that is gone stays for twenty.
+const RENEWED: TimeDelta = TimeDelta::seconds(10);
 
 impl MemberView {
     /// A member by its pod, as the apiserver has it; None means that it has none.
@@ -54,6 +116,10 @@ impl MemberView {
             name: name.to_owned(),
             pod: pod.map_or(PodState::Absent, pod_state),
             empty: pod.is_some_and(is_empty),
+            began: pod.is_some_and(|pod| pod.annotations().contains_key(STATUS)),
+            leaving: pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()),
+            uid: pod.and_then(ResourceExt::uid),
+            revision: pod.and_then(|pod| pod.labels().get(REVISION).cloned()),
         }
     }
 
@@ -68,10 +134,8 @@ impl MemberView {
 /// is empty, and never again afterwards, for the annotation and an ephemeral volume both go with the pod.
 fn is_empty(pod: &Pod) -> bool {
     let status = pod
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get("status"))
+        .annotations()
+        .get(STATUS)
         .and_then(|status| serde_json::from_str::<Value>(status).ok());
     pod.metadata.deletion_timestamp.is_none()
         && status.is_some_and(|status| status["role"] == "uninitialized")
@@ -109,10 +173,25 @@ fn pod_state(pod: &Pod) -> PodState {
 }
 
 impl LockView {
+    /// Who leads, and has said so lately.
+    ///
+    /// # Errors
+    /// Why nobody is known to.
+    pub fn living_leader(&self, now: DateTime<Utc>) -> Result<&str, String> {
+        let Some(leader) = &self.holder else {
+            return Err("nobody leads now".to_owned());
+        };
+        if self.renewed.is_none_or(|renewed| now - renewed > RENEWED) {
+            return Err(format!("{leader} has not said lately that it leads"));
+        }
+        Ok(leader)
+    }
+
     /// Reads the lock from ConfigMaps `<scope>-leader` and `<scope>-sync`.
     #[must_use]
     pub fn read(leader: &ConfigMap, sync: Option<&ConfigMap>) -> Self {
         let holder = text(leader, "leader");
+        let synchronous = sync.is_some_and(|sync| text(sync, "leader").is_some());
         // What an earlier leader left there says nothing of this one.
         let sync = sync.filter(|sync| holder.is_some() && text(sync, "leader") == holder);
         let standbys = sync.and_then(|sync| text(sync, "sync_standby"));
@@ -125,6 +204,7 @@ impl LockView {
                 .and_then(|time| DateTime::parse_from_rfc3339(&time).ok())
                 .map(|time| time.to_utc()),
             resource_version: leader.metadata.resource_version.clone().unwrap_or_default(),
+            synchronous,
             standbys: standbys
                 .filter(|name| !name.is_empty())
                 .map(str::to_owned)
@@ -189,7 +269,9 @@ mod tests {
             Vec::<String>::new(),
             "left by an earlier leader"
         );
-        assert_eq!(LockView::read(&leader, None).standbys, Vec::<String>::new());
+        let asynchronous = LockView::read(&leader, None);
+        assert_eq!(asynchronous.standbys, Vec::<String>::new());
+        assert!(lock.synchronous && stale.synchronous && !asynchronous.synchronous);
     }
 
     #[test]
@@ -242,5 +324,51 @@ mod tests {
         leaving["deletionTimestamp"] = json!("2026-01-02T03:04:05Z");
         assert!(!empty(leaving));
         assert!(!MemberView::of("postgres-0", None).empty);
+    }
+
+    #[test]
+    fn a_statefulset_is_read() {
+        let set = |observed: i64, updated: i64| {
+            SetView::of(&json!({
+                "metadata": {"generation": 4}, "spec": {"replicas": 3},
+                "status": {
+                    "observedGeneration": observed, "replicas": 3, "readyReplicas": 3,
+                    // Behind for ever where pods are deleted to be replaced.
+                    "currentRevision": "a", "updateRevision": "b", "updatedReplicas": updated,
+                },
+            }))
+        };
+        let three = SetView {
+            asked: 3,
+            pods: 3,
+            ready: 3,
+            rolled: true,
+            revision: Some("b".to_owned()),
+        };
+        assert_eq!(set(4, 3), three);
+        assert!(!set(3, 3).rolled && !set(4, 2).rolled);
+        assert_eq!(set(3, 3).revision, None, "that of an older template");
+        assert!(three.exceed(1) && !three.exceed(3));
+        let leaving = SetView { asked: 1, ..three };
+        assert!(leaving.exceed(1));
+    }
+
+    #[test]
+    fn a_pod_says_what_it_was_made_from_and_whether_it_stays() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {
+            "uid": "u", "labels": {"controller-revision-hash": "postgres-1a"},
+            "annotations": {"status": "{}"},
+        }}))
+        .unwrap();
+        let member = MemberView::of("postgres-0", Some(&pod));
+        assert_eq!(member.revision.as_deref(), Some("postgres-1a"));
+        assert_eq!(member.uid.as_deref(), Some("u"));
+        assert!(member.began && !member.leaving);
+        let new = MemberView::of("postgres-0", Some(&Pod::default()));
+        assert!(!new.began, "Patroni does not run yet");
+        let mut pod = pod;
+        pod.metadata.deletion_timestamp =
+            Some(serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap());
+        assert!(MemberView::of("postgres-0", Some(&pod)).leaving);
     }
 }

@@ -23,6 +23,8 @@ pub const PATRONI_STORE: &str = "postgres-config";
 /// Whether a former leader's data is removed where it cannot be brought back in line.
 const REMOVE_AFTER_REWIND: &str = "remove_data_directory_on_rewind_failure";
 const REMOVE_DIVERGED: &str = "remove_data_directory_on_diverged_timelines";
+/// How a new member copies its leader.
+const BASE_BACKUP: &str = "basebackup";
 /// The role that replicates.
 pub(super) const REPLICATION_USER: &str = "replicator";
 
@@ -111,7 +113,7 @@ fn merge(into: &mut Value, from: Value) {
 }
 
 /// What of the configuration file a member has to be started anew for: of the settings that Patroni keeps for the whole cluster
-/// those of PostgreSQL alone.
+/// those of PostgreSQL alone, and not how a member is made.
 ///
 /// One member instead of three that replicate synchronously must not restart any: one that goes may be the last to know what
 /// one that is restarted without a volume forgets. So one that is alone counts as having their settings.
@@ -119,9 +121,12 @@ pub(super) fn needs_restart(mut configuration: Value, alone: bool) -> Value {
     if let Some(Value::Object(settings)) = configuration.pointer_mut("/bootstrap/dcs") {
         settings.retain(|name, _| name == "postgresql");
     }
-    if alone && let Some(settings) = configuration.get_mut("postgresql") {
-        settings[REMOVE_AFTER_REWIND] = true.into();
-        settings[REMOVE_DIVERGED] = true.into();
+    if let Some(Value::Object(settings)) = configuration.get_mut("postgresql") {
+        settings.remove(BASE_BACKUP);
+        if alone {
+            settings.insert(REMOVE_AFTER_REWIND.to_owned(), true.into());
+            settings.insert(REMOVE_DIVERGED.to_owned(), true.into());
+        }
     }
     configuration
 }
@@ -160,6 +165,8 @@ pub(super) fn configuration(
             "bin_dir": BIN_DIRECTORY,
             "data_dir": format!("{DATA_MOUNT}/pgdata"),
             "pgpass": "/tmp/pgpass",
+            // A new member copies its leader after a checkpoint, which PostgreSQL would spread over minutes where it has work.
+            BASE_BACKUP: [{ "checkpoint": "fast" }],
             "use_unix_socket": true,
             "authentication": {
                 "superuser": { "username": POSTGRES },

@@ -21,7 +21,7 @@ use super::pod::{
     disruption_budget, empty_dir, field_variable, http_probe, mount, pod_spec, resources,
     secret_variable, service_account, service_port, variable,
 };
-use super::store::Store;
+use super::store::{Replacement, Store};
 use crate::cell::model::{
     Credentials, Invalid, PostgresPlan, ServerCredentials, StoreStorage, ValidatedCell,
 };
@@ -220,6 +220,7 @@ fn stateful_set(
         members_service: POSTGRES_MEMBERS,
         storage,
         pod_labels: labels,
+        replacement: Replacement::ByTheOperator,
         checksum,
         pod,
     }

@@ -18,7 +18,7 @@ use super::pod::{
     disruption_budget, field_variable, mount, pod_spec, probe, resources, secret_variable,
     service_account, service_port,
 };
-use super::store::Store;
+use super::store::{Replacement, Store};
 use crate::cell::model::{Credentials, Invalid, RedisPlan, StoreStorage, ValidatedCell};
 use crate::cell::names::{
     Component, REDIS, REDIS_AUTH, REDIS_BUS_PORT, REDIS_CONFIG, REDIS_NODES, REDIS_PORT, meta,
@@ -230,6 +230,7 @@ fn stateful_set(
         members_service: REDIS_NODES,
         storage,
         pod_labels: part_labels(cell, REDIS, COMPONENT),
+        replacement: Replacement::InOrder,
         checksum,
         pod,
     };

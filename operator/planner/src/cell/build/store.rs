@@ -30,10 +30,28 @@ pub(super) struct Store<'a> {
     pub(super) members_service: &'static str,
     pub(super) storage: &'a StoreStorage,
     pub(super) pod_labels: Labels,
+    pub(super) replacement: Replacement,
     /// Of the configuration: another one rolls the members.
     pub(super) checksum: &'a str,
     /// The pod, but for the volume of its data.
     pub(super) pod: PodSpec,
+}
+
+/// Who replaces members that were made from an older template.
+pub(super) enum Replacement {
+    /// The controller of StatefulSets: from the last to the first.
+    InOrder,
+    /// The operator, which knows who leads.
+    ByTheOperator,
+}
+
+impl Replacement {
+    const fn strategy(&self) -> &'static str {
+        match self {
+            Replacement::InOrder => "RollingUpdate",
+            Replacement::ByTheOperator => "OnDelete",
+        }
+    }
 }
 
 impl Store<'_> {
@@ -45,6 +63,7 @@ impl Store<'_> {
             members_service,
             storage,
             pod_labels,
+            replacement,
             checksum,
             mut pod,
         } = self;
@@ -58,7 +77,7 @@ impl Store<'_> {
             // Whichever member is there first leads; after a power cut the leader may be any of them.
             pod_management_policy: Some("Parallel".to_owned()),
             update_strategy: Some(StatefulSetUpdateStrategy {
-                type_: Some("RollingUpdate".to_owned()),
+                type_: Some(replacement.strategy().to_owned()),
                 rolling_update: None,
             }),
             persistent_volume_claim_retention_policy: Some(retain()),

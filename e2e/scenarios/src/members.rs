@@ -1,0 +1,127 @@
+//! Members of a PostgreSQL that come, are replaced one after another, and go, under writes.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::ListParams;
+use kube::{Api, ResourceExt};
+use serde_json::{Value, json};
+use titan_crds::Cell;
+
+use crate::cluster::{Cluster, ensure, is_ready, until};
+use crate::load::Load;
+use crate::orders::router;
+
+const CELL: &str = "cell-members";
+/// The most that a change of members may take.
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// One member without a volume becomes three, all three are replaced, and one is left of them, each under writes.
+pub async fn come_and_go(cluster: &Cluster) -> Result<Value> {
+    let cell: Cell = serde_json::from_value(json!({
+        "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
+        "metadata": {"name": CELL},
+        "spec": {
+            "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
+            "userRange": {"first": 730_001, "last": 740_000},
+            "databases": {"postgres": {"members": 1, "storage": {"ephemeral": {}}}},
+        },
+    }))?;
+    cluster.apply(&cell).await?;
+    cluster.wait_ready(CELL).await?;
+    let mut measured = serde_json::Map::new();
+    for (name, postgres, keys) in [
+        ("oneBecomesThree", json!({"members": 3}), 730_001..730_005),
+        // As an upgrade of the operator, or of PostgreSQL, would.
+        (
+            "threeAreReplaced",
+            json!({"resources": {"requests": {"memory": "200Mi"}}}),
+            730_005..730_009,
+        ),
+        ("threeBecomeOne", json!({"members": 1}), 730_009..730_013),
+    ] {
+        let change = Change { postgres, keys };
+        measured.insert(name.to_owned(), change.carry_out(cluster).await?);
+    }
+    cluster.delete(CELL).await?;
+    Ok(Value::Object(measured))
+}
+
+/// A change of the cell's PostgreSQL, and who shops meanwhile.
+struct Change {
+    postgres: Value,
+    keys: std::ops::Range<u64>,
+}
+
+impl Change {
+    async fn carry_out(self, cluster: &Cluster) -> Result<Value> {
+        let before = Members::read(cluster).await?;
+        let replaces = self.postgres.get("resources").is_some();
+        let wanted = self.postgres.get("members").and_then(Value::as_u64);
+        let wanted = wanted.map_or(before.uids.len(), |wanted| wanted as usize);
+        let load = Load::start(&router(cluster).await?, self.keys);
+        let began = Instant::now();
+        let patch = json!({"spec": {"databases": {"postgres": self.postgres}}});
+        cluster.patch(CELL, patch).await?;
+        let after = until(LIMIT, async || {
+            let now = Members::read(cluster).await?;
+            let stays = |(name, uid)| before.uids.get(name) == Some(uid);
+            let done = now.uids.len() == wanted
+                && now.ready == wanted
+                && !(replaces && now.uids.iter().any(stays));
+            Ok(done.then_some(now))
+        })
+        .await?
+        .with_context(|| format!("no {wanted} members as asked for after 5 minutes"))?;
+        let done = began.elapsed();
+        cluster.wait_ready(CELL).await?;
+        let ready = began.elapsed();
+        let record = load.verify().await?;
+        let changes = after.transitions - before.transitions;
+        ensure(!replaces || changes <= 1, || {
+            format!("{changes} members led in turn while they were replaced: the leader comes last")
+        })?;
+        Ok(json!({
+            "ledBefore": before.leader,
+            "leaderChanges": changes,
+            "membersReadySeconds": done.as_secs_f64(),
+            "cellReadySeconds": ready.as_secs_f64(),
+            "confirmedOrders": record.confirmed.len(),
+            "failedAttempts": record.failed_attempts,
+            "longestWriteGapSeconds": record.longest_gap.as_secs_f64(),
+        }))
+    }
+}
+
+/// The members of the cell's PostgreSQL.
+struct Members {
+    uids: HashMap<String, String>,
+    ready: usize,
+    leader: Option<String>,
+    /// How often another one began to lead, as Patroni counts it.
+    transitions: i64,
+}
+
+impl Members {
+    async fn read(cluster: &Cluster) -> Result<Self> {
+        let members = ListParams::default().labels("app.kubernetes.io/name=postgres");
+        let pods = cluster.pods(CELL).list(&members).await?.items;
+        let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), CELL);
+        let lock = maps.get("postgres-leader").await?;
+        let said = lock.annotations();
+        Ok(Members {
+            ready: pods.iter().filter(|pod| is_ready(pod)).count(),
+            uids: pods
+                .iter()
+                .filter_map(|pod| Some((pod.name_any(), pod.uid()?)))
+                .collect(),
+            leader: said.get("leader").cloned(),
+            transitions: said
+                .get("transitions")
+                .context("Patroni's lock does not count its leaders")?
+                .parse()?,
+        })
+    }
+}
