@@ -69,14 +69,16 @@ impl Scene {
         }
     }
 
-    /// Has a member of PostgreSQL that was made from an older template, whose turn it is, and waits until it is gone.
-    fn outdate_member(&self, namespace: &str, ready: bool) {
+    /// Has a member of PostgreSQL that was made from the template of this revision, which then becomes another one, and waits
+    /// until it is gone.
+    fn outdate_member(&self, namespace: &str, revisions: [&str; 2], ready: bool) {
+        let [old, new] = revisions;
         let secure = json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}});
         self.apply(&json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "postgres-0", "namespace": namespace, "labels": {
                 "app.kubernetes.io/name": "postgres", "app.kubernetes.io/component": "postgres",
-                "controller-revision-hash": "old",
+                "controller-revision-hash": old,
             }},
             "spec": {
                 "containers": [{"name": "postgres", "image": "none", "securityContext": secure}],
@@ -102,7 +104,7 @@ impl Scene {
             namespace,
             "statefulset",
             &json!({"status": {
-                "observedGeneration": 9, "replicas": 1, "updatedReplicas": 0, "updateRevision": "new",
+                "observedGeneration": 9, "replicas": 1, "updatedReplicas": 0, "updateRevision": new,
             }}),
         );
         self.wait("replacement of a member", |scene| {
@@ -353,8 +355,8 @@ fn live(scene: &Scene) {
     }
 
     // A member of PostgreSQL is to be made anew: one that is broken is deleted, one that serves is evicted.
-    scene.outdate_member("own-stores", false);
-    scene.outdate_member("own-stores", true);
+    scene.outdate_member("own-stores", ["a", "b"], false);
+    scene.outdate_member("own-stores", ["b", "c"], true);
 
     // A service goes, and databases of the cell's own.
     scene.apply(&profile(&[&user]));

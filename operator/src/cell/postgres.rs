@@ -1,6 +1,8 @@
 //! The PostgreSQL that Patroni runs in a cell: what is left for the operator to do.
 
-use chrono::Utc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
@@ -13,7 +15,7 @@ use titan_planner::object::{Kind, Object};
 use titan_planner::status::Step;
 
 use crate::cell::ReconcileError;
-use crate::cluster::{LiveObject, LiveObjects, number};
+use crate::cluster::{LiveObject, LiveObjects, is_as_planned, number};
 use crate::context::Context;
 use crate::stores::StoreError;
 use crate::stores::patroni::{
@@ -44,6 +46,8 @@ pub(super) struct Members {
     pub(super) set: Option<Object>,
     /// What is waited for.
     pub(super) step: Option<Step>,
+    /// For how long no member has been made.
+    pub(super) unchanged: Duration,
 }
 
 impl<'a> ManagedPostgres<'a> {
@@ -115,78 +119,95 @@ impl<'a> ManagedPostgres<'a> {
 
     /// Replaces members that were made from an older template, and lets those go that are too many, one at a time.
     pub(super) async fn take_turns(&self, desired: &[Object]) -> Result<Members, ReconcileError> {
+        let there = &self.there;
+        let leaving = there.exceed(self.wanted);
         let is_set = |object: &&Object| object.kind == Kind::StatefulSet && object.name == POSTGRES;
         let (Some(set), Some(planned)) = (self.set, desired.iter().find(is_set)) else {
             return Ok(Members::default());
         };
-        let mut there = self.there.clone();
-        // Else its template is about to be another one.
-        let as_planned = set.desired_hash() == Some(planned.hash.as_str());
-        there.rolled &= as_planned;
-        let rolling = if as_planned { self.roll().await? } else { None };
-        if !there.exceed(self.wanted) {
-            return Ok(Members {
-                set: None,
-                step: rolling,
-            });
+        if there.rolled && !leaving {
+            return Ok(Members::default());
         }
-        let next = if there.asked > self.wanted {
-            let pods = self.members(there.asked).await?;
-            patroni::next(POSTGRES, &there, &pods, &self.lock().await?, Utc::now())
-        } else {
-            Next::Keep("waiting for members that are leaving".to_owned())
+        let for_now = planned.with_replicas(there.asked.max(self.wanted));
+        // Else its template is about to be another one.
+        let as_planned = is_as_planned(&planned.with_replicas(there.asked), set);
+        let Some(revision) = there.revision.as_ref().filter(|_| as_planned) else {
+            let step = leaving.then(|| {
+                let why = "waiting for the StatefulSet to be as planned";
+                Step::waiting("MembersLeaving", why)
+            });
+            return Ok(Members {
+                set: leaving.then_some(for_now),
+                step,
+                unchanged: Duration::MAX,
+            });
         };
-        let (replicas, why) = match next {
-            Next::Keep(why) => (there.asked.max(self.wanted), why),
-            Next::Without(member) => {
-                tracing::info!(cell = self.cell.name, member, "PostgreSQL lets a member go");
-                (there.asked - 1, format!("{member} is leaving"))
-            }
-        };
-        Ok(Members {
-            set: Some(planned.with_replicas(replicas)),
-            step: rolling.or_else(|| Some(Step::waiting("MembersLeaving", why))),
-        })
-    }
-
-    /// Replaces one member if it is to be made anew and its turn has come.
-    async fn roll(&self) -> Result<Option<Step>, ReconcileError> {
-        let SetView {
-            rolled: false,
-            revision: Some(revision),
-            asked,
-            ..
-        } = &self.there
-        else {
-            return Ok(None);
-        };
-        let members = self.members(*asked).await?;
+        let members = self.members(there.asked).await?;
+        let lock = self.lock().await?;
+        let now = Utc::now();
+        let newest = members.iter().filter_map(MemberView::created).max();
+        let unchanged = newest.and_then(|newest| (now - newest).to_std().ok());
+        let unchanged = unchanged.unwrap_or_default();
         let rollout = Rollout {
             revision,
             members: &members,
-            lock: &self.lock().await?,
-            volumes: matches!(self.storage, StoreStorage::Persistent { .. }),
+            lock: &lock,
             synchronous: self.synchronous,
             expendable: self
                 .budget
                 .is_some_and(|budget| lets_one_go(&budget.body())),
         };
-        let why = match rollout.turn(Utc::now()) {
-            Turn::Over => return Ok(None),
-            Turn::Wait(why) => why,
-            Turn::Replace(next) => {
-                let (client, name) = (&self.context.client, &self.cell.name);
-                let member = &next.member;
-                match replace(client, name, &next, self.context.ledger.as_ref()).await? {
-                    Some(why) => format!("{member} has to be replaced, but {why}"),
-                    None => {
-                        tracing::info!(cell = name, member, "PostgreSQL has a member replaced");
-                        format!("{member} is being replaced")
-                    }
-                }
+        if let Some(why) = self.roll(&rollout, now).await? {
+            return Ok(Members {
+                set: leaving.then_some(for_now),
+                step: Some(Step::waiting("MembersRolling", why)),
+                unchanged,
+            });
+        }
+        if !leaving {
+            return Ok(Members::default());
+        }
+        let next = if there.asked > self.wanted {
+            patroni::next(POSTGRES, there, &members, &lock, now)
+        } else {
+            Next::Keep("waiting for members that are leaving".to_owned())
+        };
+        let (set, why) = match next {
+            Next::Keep(why) => (for_now, why),
+            Next::Without(member) => {
+                tracing::info!(cell = self.cell.name, member, "PostgreSQL lets a member go");
+                let fewer = planned.with_replicas(there.asked - 1);
+                (fewer, format!("{member} is leaving"))
             }
         };
-        Ok(Some(Step::waiting("MembersRolling", why)))
+        Ok(Members {
+            set: Some(set),
+            step: Some(Step::waiting("MembersLeaving", why)),
+            unchanged,
+        })
+    }
+
+    /// Replaces one member if it is to be made anew and its turn has come. What is waited for then.
+    async fn roll(
+        &self,
+        rollout: &Rollout<'_>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<String>, ReconcileError> {
+        let next = match rollout.turn(now) {
+            Turn::Over => return Ok(None),
+            Turn::Wait(why) => return Ok(Some(why)),
+            Turn::Replace(next) => next,
+        };
+        let (client, name) = (&self.context.client, &self.cell.name);
+        let member = &next.member;
+        let refused = replace(client, name, &next, self.context.ledger.as_ref()).await?;
+        if refused.is_none() {
+            tracing::info!(cell = name, member, "PostgreSQL has a member replaced");
+        }
+        Ok(Some(refused.map_or_else(
+            || format!("{member} is being replaced"),
+            |why| format!("{member} has to be replaced, but {why}"),
+        )))
     }
 
     async fn lock(&self) -> Result<LockView, ReconcileError> {

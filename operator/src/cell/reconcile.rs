@@ -316,7 +316,7 @@ impl Pass<'_> {
         progress.steps.databases = match members.step {
             Some(step) => {
                 let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
-                unanswered(step, unready_for)
+                unanswered(step, unready_for.min(members.unchanged))
             }
             None => Step::Done(database.message),
         };

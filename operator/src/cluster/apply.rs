@@ -159,7 +159,8 @@ async fn apply_one(scope: Scope<'_>, object: &Object) -> Result<Applied, ApplyEr
     })
 }
 
-fn is_as_planned(object: &Object, live: &LiveObject) -> bool {
+/// Whether there is nothing to be written.
+pub(crate) fn is_as_planned(object: &Object, live: &LiveObject) -> bool {
     if live.desired_hash() != Some(object.hash.as_str()) {
         return false;
     }

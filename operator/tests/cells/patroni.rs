@@ -10,6 +10,7 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use titan_crds::Cell;
+use titan_operator::stores::patroni::{Replaced, replace};
 use titan_planner::object::Kind;
 
 use crate::book::Book;
@@ -310,6 +311,16 @@ async fn members_are_replaced_one_by_one() {
     three.has(3, 0, "b").await;
     budget(0).await;
     assert_eq!(goes().await, None, "a node is being drained");
+    budget(1).await;
+    let another = Replaced {
+        member: "postgres-0".to_owned(),
+        uid: Some("another".to_owned()),
+        serves: true,
+    };
+    let (client, namespace) = (&three.world.client, three.world.cell_name(1));
+    let refused = replace(client, &namespace, &another, &Book::new()).await;
+    assert!(refused.unwrap().is_some(), "one that was looked at before");
+    // The apiserver takes it off the budget before it looks at the uid.
     budget(1).await;
     assert_eq!(goes().await.unwrap(), "kubernetes evict postgres-0");
     budget(1).await;

@@ -8,14 +8,21 @@
 //!
 //! A member that is ready is evicted, so that a node that is being drained at the same time does not take another one: the
 //! apiserver counts both against the PodDisruptionBudget. One that is not ready is deleted, for the budget would keep it where
-//! none is ready, and the template may be what mends it.
+//! none is ready, and the template may be what mends it: where nothing is lost with it, it does not wait for the others.
+//!
+//! Where replication is not synchronous, a leader that is told to go waits for the standbys that are connected, and what they
+//! have not got goes with its data, as in every failover of such a cluster.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apimachinery::pkg::apis::meta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use kube::Api;
-use kube::api::{DeleteParams, EvictParams, Preconditions};
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::classify;
@@ -32,8 +39,6 @@ pub struct Rollout<'a> {
     pub members: &'a [MemberView],
     /// Who leads, and who may follow.
     pub lock: &'a LockView,
-    /// Whether a member that is replaced finds its data again.
-    pub volumes: bool,
     /// Whether replication is to be synchronous; where it is so already, it counts as such.
     pub synchronous: bool,
     /// Whether their disruption budget lets one go that is ready.
@@ -66,28 +71,19 @@ impl Rollout<'_> {
     /// Decides which member is replaced next. Pure.
     #[must_use]
     pub fn turn(&self, now: DateTime<Utc>) -> Turn {
-        let outdated = || {
-            let outdated = |member: &&MemberView| {
-                let revision = member.revision.as_deref();
-                !member.leaving && revision.is_some_and(|revision| revision != self.revision)
-            };
-            self.members.iter().filter(outdated)
+        // One that is broken before one that serves; those that the leader waits for after others.
+        let order = |member: &&MemberView| {
+            let is_waited_for = self.lock.standbys.contains(&member.name);
+            (self.leads(member), is_waited_for, member.is_ready())
         };
-        let leads = |member: &MemberView| self.lock.holder.as_deref() == Some(&member.name);
-        let is_waited_for = |member: &MemberView| self.lock.standbys.contains(&member.name);
-        let order = |member: &&MemberView| (leads(member), is_waited_for(member));
-        let Some(next) = outdated().min_by_key(order) else {
+        let Some(next) = self.outdated().min_by_key(order) else {
             return Turn::Over;
         };
         if let Some(leaving) = self.members.iter().find(|member| member.leaving) {
             return Turn::Wait(format!("waiting for {} to be replaced", leaving.name));
         }
-        let needless = |member: &&MemberView| {
-            let holds_nothing = self.volumes || member.empty || !member.began;
-            !member.is_ready() && holds_nothing
-        };
-        if let Some(broken) = outdated().find(needless) {
-            return Turn::Replace(Replaced::of(broken));
+        if let Some(blank) = self.outdated().find(|member| member.holds_nothing()) {
+            return Turn::Replace(Replaced::of(blank));
         }
         match self.may_go_on_without(next, now) {
             Ok(()) => Turn::Replace(Replaced::of(next)),
@@ -95,26 +91,70 @@ impl Rollout<'_> {
         }
     }
 
+    fn outdated(&self) -> impl Iterator<Item = &MemberView> {
+        self.members
+            .iter()
+            .filter(|member| !member.leaving && !self.is_new(member) && member.revision.is_some())
+    }
+
+    fn is_new(&self, member: &MemberView) -> bool {
+        member.revision.as_deref() == Some(self.revision)
+    }
+
+    fn leads(&self, member: &MemberView) -> bool {
+        self.lock.holder.as_deref() == Some(&member.name)
+    }
+
     fn may_go_on_without(
         &self,
         next: &MemberView,
         now: DateTime<Utc>,
     ) -> std::result::Result<(), String> {
+        if self.members.len() > 1 {
+            self.others_go_on(next, now)?;
+        }
         if next.is_ready() && !self.expendable {
             return Err(BUDGET.to_owned());
         }
-        if self.members.len() == 1 {
-            return Ok(());
+        Ok(())
+    }
+
+    fn others_go_on(
+        &self,
+        next: &MemberView,
+        now: DateTime<Utc>,
+    ) -> std::result::Result<(), String> {
+        let unready = |member: &&MemberView| !member.is_ready();
+        let not_ready = |member: &MemberView| format!("{} is not ready", member.name);
+        // It may be the template that keeps it from starting.
+        let is_starting = |member: &MemberView| self.is_new(member) || member.revision.is_none();
+        let mut starting = self.members.iter().filter(unready);
+        if let Some(starting) = starting.find(|member| is_starting(member)) {
+            return Err(not_ready(starting));
         }
-        let lacks = |member: &&MemberView| member.name != next.name && !member.is_ready();
-        if let Some(lacking) = self.members.iter().find(lacks) {
-            return Err(format!("{} is not ready", lacking.name));
+        let leader = self.lock.living_leader(now);
+        let is_well = |name: &str| {
+            let mut ready = self.members.iter().filter(|member| member.is_ready());
+            ready.any(|member| member.name == name)
+        };
+        if !next.is_ready() {
+            // The old template may be what keeps all of them from starting, and the data is still there afterwards.
+            if next.on_volume && !self.outdated().any(MemberView::is_ready) {
+                return Ok(());
+            }
+            // Nobody misses a standby that is broken and that the leader does not wait for.
+            let missed = self.leads(next) || self.lock.standbys.contains(&next.name);
+            if !missed && leader.as_ref().is_ok_and(|leader| is_well(leader)) {
+                return Ok(());
+            }
         }
-        let leader = self.lock.living_leader(now)?;
-        let follows =
-            |member: &MemberView| member.is_ready() && self.lock.standbys.contains(&member.name);
+        let mut others = self.members.iter().filter(unready);
+        if let Some(lacking) = others.find(|member| member.name != next.name) {
+            return Err(not_ready(lacking));
+        }
+        let leader = leader?;
         let synchronous = self.synchronous || self.lock.synchronous;
-        if synchronous && !self.members.iter().any(follows) {
+        if synchronous && !self.lock.standbys.iter().any(|name| is_well(name)) {
             return Err(format!(
                 "no standby is known to have all that {leader} acknowledged"
             ));
@@ -140,43 +180,53 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Replaces a member; what keeps it from going, if something does.
 ///
 /// # Errors
-/// The apiserver cannot be reached or refuses.
+/// The apiserver cannot be reached.
 pub async fn replace(
     client: &kube::Client,
     namespace: &str,
     replaced: &Replaced,
     ledger: &dyn Ledger,
-) -> Result<Option<&'static str>> {
+) -> Result<Option<String>> {
     let Replaced {
         member,
         uid,
         serves,
     } = replaced;
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let this_one = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: uid.clone(),
-            resource_version: None,
-        }),
-        ..DeleteParams::default()
-    };
     let (verb, answer) = if *serves {
-        let eviction = EvictParams {
-            delete_options: Some(this_one),
-            ..EvictParams::default()
+        let eviction = Eviction {
+            metadata: ObjectMeta {
+                name: Some(member.clone()),
+                ..ObjectMeta::default()
+            },
+            delete_options: Some(DeleteOptions {
+                preconditions: Some(meta::v1::Preconditions {
+                    uid: uid.clone(),
+                    resource_version: None,
+                }),
+                ..DeleteOptions::default()
+            }),
         };
-        let Ok(answer) = timeout(PATIENCE, pods.evict(member, &eviction)).await else {
-            return Ok(Some(BUDGET));
+        let parameters = PostParams::default();
+        let evicted = pods.create_subresource("eviction", member, &parameters, &eviction);
+        let Ok(answer) = timeout(PATIENCE, evicted).await else {
+            return Ok(Some(BUDGET.to_owned()));
         };
-        ("evict", answer.map(drop))
+        ("evict", answer.map(|_: Value| ()))
     } else {
+        let this_one = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: uid.clone(),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
         ("delete", pods.delete(member, &this_one).await.map(drop))
     };
     match answer {
         Ok(()) => {}
-        Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409) => {
-            return Ok(Some("another pod has its name by now"));
-        }
+        // Whatever it is, the rest of the cell does not wait for it.
+        Err(kube::Error::Api(answer)) => return Ok(Some(answer.message)),
         Err(error) => return Err(classify("Pod", namespace, member, &error)),
     }
     ledger.record(Write {
@@ -230,32 +280,26 @@ mod tests {
         }
     }
 
-    /// Who is replaced, in a cluster without volumes.
-    fn replaced(members: &[MemberView], lock: &LockView) -> Option<String> {
-        let rollout = Rollout {
+    fn rollout<'a>(members: &'a [MemberView], lock: &'a LockView) -> Rollout<'a> {
+        Rollout {
             revision: "new",
             members,
             lock,
-            volumes: false,
             synchronous: members.len() > 1,
             expendable: true,
-        };
-        match rollout.turn(DateTime::UNIX_EPOCH) {
-            Turn::Replace(replaced) => Some(replaced.member),
-            Turn::Over | Turn::Wait(_) => None,
         }
     }
 
-    fn is_over(members: &[MemberView]) -> bool {
-        let rollout = Rollout {
-            revision: "new",
-            members,
-            lock: &LockView::default(),
-            volumes: false,
-            synchronous: true,
-            expendable: false,
-        };
-        rollout.turn(DateTime::UNIX_EPOCH) == Turn::Over
+    fn turn(members: &[MemberView], lock: &LockView) -> Turn {
+        rollout(members, lock).turn(DateTime::UNIX_EPOCH)
+    }
+
+    /// Who is replaced.
+    fn replaced(members: &[MemberView], lock: &LockView) -> Option<String> {
+        match turn(members, lock) {
+            Turn::Replace(replaced) => Some(replaced.member),
+            Turn::Over | Turn::Wait(_) => None,
+        }
     }
 
     #[test]
@@ -265,11 +309,11 @@ mod tests {
         assert_eq!(next(["old", "old", "old"]).unwrap(), "postgres-2");
         assert_eq!(next(["old", "old", "new"]).unwrap(), "postgres-0");
         assert_eq!(next(["new", "old", "new"]).unwrap(), "postgres-1");
-        assert!(is_over(&members(["new", "new", "new"])));
+        assert_eq!(turn(&members(["new", "new", "new"]), &well), Turn::Over);
     }
 
     #[test]
-    fn nobody_goes_unless_all_others_are_well_and_one_of_them_knows_everything() {
+    fn nobody_who_serves_goes_unless_all_others_are_well_and_one_of_them_knows_everything() {
         let all = members(["old", "old", "old"]);
         assert_eq!(replaced(&all, &lock("postgres-0", "")), None);
         assert_eq!(replaced(&all, &LockView::default()), None, "nobody leads");
@@ -277,12 +321,17 @@ mod tests {
         silent.renewed = DateTime::from_timestamp(-11, 0);
         assert_eq!(replaced(&all, &silent), None, "its leader may be dead");
 
-        let well = lock("postgres-0", "postgres-1");
-        for (number, state) in [(1, UNREADY), (0, UNREADY), (1, PodState::Absent)] {
-            let mut lacking = members(["old", "old", "old"]);
-            lacking[number].pod = state;
-            assert_eq!(replaced(&lacking, &well), None, "{number} {state:?}");
-        }
+        let well = lock("postgres-0", "postgres-2");
+        let mut leaderless = members(["old", "old", "old"]);
+        leaderless[0].pod = UNREADY;
+        assert_eq!(replaced(&leaderless, &well), None);
+        let mut absent = members(["old", "old", "old"]);
+        absent[1] = MemberView {
+            name: "postgres-1".to_owned(),
+            pod: PodState::Absent,
+            ..MemberView::default()
+        };
+        assert_eq!(replaced(&absent, &well), None);
         let mut leaving = members(["old", "new", "old"]);
         leaving[1].leaving = true;
         assert_eq!(replaced(&leaving, &well), None);
@@ -292,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_broken_goes_at_once_if_nothing_is_lost_with_it() {
+    fn one_that_holds_nothing_goes_at_once() {
         let nobody = LockView::default();
         let mut broken = members(["old", "old", "old"]);
         broken.iter_mut().for_each(|member| member.pod = UNREADY);
@@ -302,43 +351,75 @@ mod tests {
         broken[1].began = true;
         broken[2].empty = true;
         assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-2");
-        broken[2].empty = false;
-        let on_volumes = Rollout {
-            revision: "new",
-            members: &broken,
-            lock: &nobody,
-            volumes: true,
-            synchronous: true,
-            expendable: false,
+    }
+
+    #[test]
+    fn a_template_that_no_member_starts_with_is_replaced_where_data_stays() {
+        let nobody = LockView::default();
+        let mut broken = members(["old", "old", "old"]);
+        for member in &mut broken {
+            (member.pod, member.on_volume) = (UNREADY, true);
+        }
+        let Turn::Replace(first) = turn(&broken, &nobody) else {
+            panic!("{broken:?}");
         };
-        let turn = on_volumes.turn(DateTime::UNIX_EPOCH);
-        let Turn::Replace(Replaced { serves: false, .. }) = turn else {
-            panic!("{turn:?}");
-        };
-        // A standby that is behind, where all others are well.
-        let mut behind = members(["old", "old", "old"]);
-        behind[2].pod = UNREADY;
+        assert_eq!((&*first.member, first.serves), ("postgres-0", false));
+        broken[0].revision = Some("new".to_owned());
+        assert_eq!(replaced(&broken, &nobody), None, "is the new one better?");
+        broken[0].pod = READY;
+        assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-1");
+        // One that is mixed: what is on no volume goes with its pod.
+        broken[1].on_volume = false;
+        broken[2].on_volume = false;
+        assert_eq!(replaced(&broken, &nobody), None);
+    }
+
+    #[test]
+    fn a_template_that_does_not_start_takes_no_more_members_with_it() {
         let well = lock("postgres-0", "postgres-1");
-        assert_eq!(replaced(&behind, &well).unwrap(), "postgres-2");
+        let mut rolling = members(["old", "old", "new"]);
+        for member in &mut rolling {
+            member.on_volume = true;
+        }
+        rolling[2].pod = UNREADY;
+        assert_eq!(replaced(&rolling, &well), None);
+        rolling[1].pod = UNREADY;
+        assert_eq!(replaced(&rolling, &well), None, "it comes back by itself");
+    }
+
+    #[test]
+    fn nobody_misses_standbys_that_are_broken_while_the_leader_is_well() {
+        let mut broken = members(["old", "old", "old"]);
+        (broken[1].pod, broken[2].pod) = (UNREADY, UNREADY);
+        let alone = lock("postgres-0", "");
+        assert_eq!(replaced(&broken, &alone).unwrap(), "postgres-1");
+        let waits = lock("postgres-0", "postgres-1");
+        assert_eq!(replaced(&broken, &waits).unwrap(), "postgres-2");
+        broken[0].pod = UNREADY;
+        assert_eq!(replaced(&broken, &alone), None);
     }
 
     #[test]
     fn nobody_who_serves_goes_against_the_budget() {
-        for all in [&members(["old"])[..], &members(["old", "old", "old"])] {
+        let well = lock("postgres-0", "postgres-1");
+        let against = |members: &[MemberView]| {
             let rollout = Rollout {
-                revision: "new",
-                members: all,
-                lock: &lock("postgres-0", "postgres-1"),
-                volumes: true,
-                synchronous: true,
                 expendable: false,
+                ..rollout(members, &well)
             };
-            let turn = rollout.turn(DateTime::UNIX_EPOCH);
-            assert!(
-                matches!(&turn, Turn::Wait(why) if why.contains(BUDGET)),
-                "{turn:?}"
-            );
-        }
+            match rollout.turn(DateTime::UNIX_EPOCH) {
+                Turn::Wait(why) => why,
+                other => format!("{other:?}"),
+            }
+        };
+        assert!(against(&members(["old"])).contains(BUDGET));
+        let mut all = members(["old", "old", "old"]);
+        assert!(against(&all).contains(BUDGET));
+        // Which the budget does not allow either, but that is not what a person has to know.
+        all[2].pod = UNREADY;
+        all[2].revision = Some("new".to_owned());
+        let why = against(&all);
+        assert!(why.contains("postgres-2 is not ready"), "{why}");
     }
 
     #[test]
@@ -353,21 +434,16 @@ mod tests {
     #[test]
     fn replication_that_is_synchronous_still_counts_as_such() {
         let all = members(["old", "new", "new"]);
-        let turn = |lock: &LockView| {
+        let next = |lock: &LockView| {
             let rollout = Rollout {
-                revision: "new",
-                members: &all,
-                lock,
-                volumes: true,
                 synchronous: false,
-                expendable: true,
+                ..rollout(&all, lock)
             };
             rollout.turn(DateTime::UNIX_EPOCH)
         };
         let mut lock = lock("postgres-0", "");
-        assert!(matches!(turn(&lock), Turn::Wait(_)));
+        assert!(matches!(next(&lock), Turn::Wait(_)));
         lock.synchronous = false;
-        // A leader that is told to go waits until a standby has what it has.
-        assert!(matches!(turn(&lock), Turn::Replace(_)));
+        assert!(matches!(next(&lock), Turn::Replace(_)));
     }
 }

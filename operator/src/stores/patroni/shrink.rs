@@ -19,7 +19,7 @@ pub enum Next {
 }
 
 /// Decides whether the last of the members that are asked for may go. `pods` are theirs. Pure; to be asked while there are too
-/// many.
+/// many, and none has to be replaced: what three of them hold outlives that, and what one without a volume holds does not.
 #[must_use]
 pub fn next(
     scope: &str,
@@ -36,10 +36,6 @@ pub fn next(
         return Next::Keep(format!("{scope} has no members"));
     };
     let keep = |why: &str| Next::Keep(format!("{} has to go, but {why}", last.name));
-    if !set.rolled {
-        // A rollout goes on to the next member as soon as this one is gone.
-        return keep("the rollout of what is planned for all of them comes first");
-    }
     if let Some(lacking) = others.iter().find(|member| !member.is_ready()) {
         return keep(&format!("{} is not ready", lacking.name));
     }
@@ -132,12 +128,6 @@ mod tests {
         let well = lock("postgres-0", &["postgres-1"]);
         let leaving = SetView { pods: 4, ..THREE };
         assert!(!goes(&leaving, &well));
-        let rolling = SetView {
-            rolled: false,
-            ..THREE
-        };
-        assert!(!goes(&rolling, &well));
-        assert!(!goes_without(&rolling, &[2], &well));
         assert!(!goes_without(&THREE, &[0], &well), "its leader may be dead");
         assert!(!goes_without(&THREE, &[1], &well));
         let silent = LockView {

@@ -80,6 +80,8 @@ pub struct MemberView {
     pub began: bool,
     /// Whether its pod was told to go.
     pub leaving: bool,
+    /// Whether its data is on a volume that outlives its pod.
+    pub on_volume: bool,
     /// Which pod of its name it is.
     pub uid: Option<String>,
     /// The revision of the template that its pod was made from.
@@ -118,9 +120,25 @@ impl MemberView {
             empty: pod.is_some_and(is_empty),
             began: pod.is_some_and(|pod| pod.annotations().contains_key(STATUS)),
             leaving: pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()),
+            on_volume: pod.is_some_and(claims_volume),
             uid: pod.and_then(ResourceExt::uid),
             revision: pod.and_then(|pod| pod.labels().get(REVISION).cloned()),
         }
+    }
+
+    /// When its pod was made.
+    #[must_use]
+    pub const fn created(&self) -> Option<DateTime<Utc>> {
+        match self.pod {
+            PodState::Present { created, .. } => Some(created),
+            PodState::Unknown | PodState::Absent | PodState::Ended => None,
+        }
+    }
+
+    /// Whether nothing is lost with its pod, because there is nothing yet.
+    #[must_use]
+    pub const fn holds_nothing(&self) -> bool {
+        !self.is_ready() && (self.empty || !self.began)
     }
 
     /// Whether its pod is ready.
@@ -128,6 +146,12 @@ impl MemberView {
     pub const fn is_ready(&self) -> bool {
         matches!(self.pod, PodState::Present { ready: true, .. })
     }
+}
+
+fn claims_volume(pod: &Pod) -> bool {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref());
+    let mut volumes = volumes.unwrap_or_default().iter();
+    volumes.any(|volume| volume.persistent_volume_claim.is_some())
 }
 
 /// Patroni writes what it finds into annotation `status` of its pod; its role is `uninitialized` while its data directory
@@ -358,14 +382,17 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"metadata": {
             "uid": "u", "labels": {"controller-revision-hash": "postgres-1a"},
             "annotations": {"status": "{}"},
-        }}))
+        }, "spec": {"containers": [], "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": "data-postgres-0"}},
+        ]}}))
         .unwrap();
         let member = MemberView::of("postgres-0", Some(&pod));
         assert_eq!(member.revision.as_deref(), Some("postgres-1a"));
         assert_eq!(member.uid.as_deref(), Some("u"));
-        assert!(member.began && !member.leaving);
+        assert!(member.began && !member.leaving && member.on_volume);
         let new = MemberView::of("postgres-0", Some(&Pod::default()));
         assert!(!new.began, "Patroni does not run yet");
+        assert!(!new.on_volume);
         let mut pod = pod;
         pod.metadata.deletion_timestamp =
             Some(serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap());
