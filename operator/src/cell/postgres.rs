@@ -129,6 +129,14 @@ impl<'a> ManagedPostgres<'a> {
             return Ok(Members::default());
         }
         let for_now = planned.with_replicas(there.asked.max(self.wanted));
+        if leaving && there.pods > there.asked {
+            let why = format!("waiting for {POSTGRES}-{} to be gone", there.pods - 1);
+            return Ok(Members {
+                set: Some(for_now),
+                step: Some(Step::waiting("MembersLeaving", why)),
+                unchanged: Duration::MAX,
+            });
+        }
         // Else its template is about to be another one.
         let as_planned = is_as_planned(&planned.with_replicas(there.asked), set);
         let Some(revision) = there.revision.as_ref().filter(|_| as_planned) else {
@@ -157,24 +165,22 @@ impl<'a> ManagedPostgres<'a> {
                 .budget
                 .is_some_and(|budget| lets_one_go(&budget.body())),
         };
-        if let Some(why) = self.roll(&rollout, now).await? {
+        let next =
+            (there.asked > self.wanted).then(|| patroni::next(POSTGRES, &members, &lock, now));
+        // Nobody waits until one has been made anew that goes, and that does not serve.
+        let broken = members.last().is_some_and(|last| !last.is_ready());
+        let goes = broken && matches!(next, Some(Next::Without(_)));
+        if !goes && let Some(why) = self.roll(&rollout, now).await? {
             return Ok(Members {
                 set: leaving.then_some(for_now),
                 step: Some(Step::waiting("MembersRolling", why)),
                 unchanged,
             });
         }
-        if !leaving {
-            return Ok(Members::default());
-        }
-        let next = if there.asked > self.wanted {
-            patroni::next(POSTGRES, there, &members, &lock, now)
-        } else {
-            Next::Keep("waiting for members that are leaving".to_owned())
-        };
         let (set, why) = match next {
-            Next::Keep(why) => (for_now, why),
-            Next::Without(member) => {
+            None => return Ok(Members::default()),
+            Some(Next::Keep(why)) => (for_now, why),
+            Some(Next::Without(member)) => {
                 tracing::info!(cell = self.cell.name, member, "PostgreSQL lets a member go");
                 let fewer = planned.with_replicas(there.asked - 1);
                 (fewer, format!("{member} is leaving"))

@@ -315,6 +315,7 @@ async fn members_are_replaced_one_by_one() {
     let another = Replaced {
         member: "postgres-0".to_owned(),
         uid: Some("another".to_owned()),
+        version: None,
         serves: true,
     };
     let (client, namespace) = (&three.world.client, three.world.cell_name(1));

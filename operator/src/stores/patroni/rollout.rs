@@ -63,6 +63,8 @@ pub struct Replaced {
     pub member: String,
     /// Which pod of that name.
     pub uid: Option<String>,
+    /// The version of it that was looked at.
+    pub version: Option<String>,
     /// Whether it serves, so that it may only go if its disruption budget allows it.
     pub serves: bool,
 }
@@ -82,7 +84,15 @@ impl Rollout<'_> {
         if let Some(leaving) = self.members.iter().find(|member| member.leaving) {
             return Turn::Wait(format!("waiting for {} to be replaced", leaving.name));
         }
-        if let Some(blank) = self.outdated().find(|member| member.holds_nothing()) {
+        // A data directory that cannot be read counts as empty, too; not those of all.
+        let all_empty = self
+            .members
+            .iter()
+            .all(|member| member.empty || !member.began);
+        let holds_nothing = |member: &&MemberView| {
+            !member.is_ready() && (!member.began || member.empty && all_empty)
+        };
+        if let Some(blank) = self.outdated().find(holds_nothing) {
             return Turn::Replace(Replaced::of(blank));
         }
         match self.may_go_on_without(next, now) {
@@ -126,8 +136,12 @@ impl Rollout<'_> {
     ) -> std::result::Result<(), String> {
         let unready = |member: &&MemberView| !member.is_ready();
         let not_ready = |member: &MemberView| format!("{} is not ready", member.name);
-        // It may be the template that keeps it from starting.
-        let is_starting = |member: &MemberView| self.is_new(member) || member.revision.is_none();
+        // It may be the template that keeps it from starting; or it waits for the data of one that is to be replaced.
+        let is_ready = |member: &MemberView| member.is_ready();
+        let waits_for_next = next.on_volume && !self.members.iter().any(is_ready);
+        let is_starting = |member: &MemberView| {
+            (self.is_new(member) || member.revision.is_none()) && !(waits_for_next && member.empty)
+        };
         let mut starting = self.members.iter().filter(unready);
         if let Some(starting) = starting.find(|member| is_starting(member)) {
             return Err(not_ready(starting));
@@ -168,6 +182,7 @@ impl Replaced {
         Replaced {
             member: member.name.clone(),
             uid: member.uid.clone(),
+            version: member.version.clone(),
             serves: member.is_ready(),
         }
     }
@@ -190,6 +205,7 @@ pub async fn replace(
     let Replaced {
         member,
         uid,
+        version,
         serves,
     } = replaced;
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
@@ -217,7 +233,8 @@ pub async fn replace(
         let this_one = DeleteParams {
             preconditions: Some(Preconditions {
                 uid: uid.clone(),
-                resource_version: None,
+                // It may have become ready since.
+                resource_version: version.clone(),
             }),
             ..DeleteParams::default()
         };
@@ -350,7 +367,22 @@ mod tests {
         assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-1");
         broken[1].began = true;
         broken[2].empty = true;
-        assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-2");
+        assert_eq!(replaced(&broken, &nobody), None, "it may be unreadable");
+        broken.iter_mut().for_each(|member| member.empty = true);
+        assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-0");
+    }
+
+    #[test]
+    fn new_members_without_data_wait_for_one_that_has_it() {
+        let nobody = LockView::default();
+        let mut first = members(["old", "new", "new"]);
+        for member in &mut first {
+            (member.pod, member.on_volume, member.empty) = (UNREADY, true, true);
+        }
+        first[0].empty = false;
+        assert_eq!(replaced(&first, &nobody).unwrap(), "postgres-0");
+        first[0].on_volume = false;
+        assert_eq!(replaced(&first, &nobody), None, "its data would be gone");
     }
 
     #[test]

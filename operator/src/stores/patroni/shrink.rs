@@ -7,7 +7,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::view::{LockView, MemberView, SetView};
+use super::view::{LockView, MemberView};
 
 /// How many members there should be next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,19 +19,10 @@ pub enum Next {
 }
 
 /// Decides whether the last of the members that are asked for may go. `pods` are theirs. Pure; to be asked while there are too
-/// many, and none has to be replaced: what three of them hold outlives that, and what one without a volume holds does not.
+/// many, none of them is leaving, and none that serves has to be replaced: what three of them hold outlives that, and what one
+/// without a volume holds does not.
 #[must_use]
-pub fn next(
-    scope: &str,
-    set: &SetView,
-    pods: &[MemberView],
-    lock: &LockView,
-    now: DateTime<Utc>,
-) -> Next {
-    if set.pods > set.asked {
-        let leaving = set.pods - 1;
-        return Next::Keep(format!("waiting for {scope}-{leaving} to be gone"));
-    }
+pub fn next(scope: &str, pods: &[MemberView], lock: &LockView, now: DateTime<Utc>) -> Next {
     let Some((last, others)) = pods.split_last() else {
         return Next::Keep(format!("{scope} has no members"));
     };
@@ -59,20 +50,6 @@ mod tests {
     use super::*;
     use crate::stores::patroni::PodState;
 
-    const THREE: SetView = SetView {
-        asked: 3,
-        pods: 3,
-        ready: 3,
-        rolled: true,
-        revision: None,
-    };
-    const TWO: SetView = SetView {
-        asked: 2,
-        pods: 2,
-        ready: 2,
-        ..THREE
-    };
-
     fn lock(leader: &str, standbys: &[&str]) -> LockView {
         LockView {
             holder: Some(leader.to_owned()),
@@ -83,8 +60,8 @@ mod tests {
     }
 
     /// Whether the last member goes, when those of these numbers are not ready.
-    fn goes_without(set: &SetView, unready: &[i64], lock: &LockView) -> bool {
-        let pods: Vec<_> = (0..set.asked)
+    fn goes_without(members: i64, unready: &[i64], lock: &LockView) -> bool {
+        let pods: Vec<_> = (0..members)
             .map(|number| MemberView {
                 name: format!("postgres-{number}"),
                 pod: PodState::Present {
@@ -95,62 +72,50 @@ mod tests {
             })
             .collect();
         let now = DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(10);
-        match next("postgres", set, &pods, lock, now) {
+        match next("postgres", &pods, lock, now) {
             Next::Without(member) => {
-                assert_eq!(member, format!("postgres-{}", set.asked - 1));
+                assert_eq!(member, format!("postgres-{}", members - 1));
                 true
             }
             Next::Keep(_) => false,
         }
     }
 
-    fn goes(set: &SetView, lock: &LockView) -> bool {
-        goes_without(set, &[], lock)
+    fn goes(members: i64, lock: &LockView) -> bool {
+        goes_without(members, &[], lock)
     }
 
     #[test]
     fn the_last_one_goes_when_somebody_who_stays_knows_everything() {
-        assert!(goes(&THREE, &lock("postgres-0", &["postgres-2"])));
-        assert!(goes(&THREE, &lock("postgres-1", &["postgres-2"])));
-        assert!(goes(&THREE, &lock("postgres-2", &["postgres-1"])));
-        assert!(!goes(&THREE, &lock("postgres-2", &[])));
-        assert!(!goes(&THREE, &LockView::default()), "nobody leads");
-        assert!(goes(&TWO, &lock("postgres-0", &[])));
-        assert!(goes(&TWO, &lock("postgres-1", &["postgres-0"])));
+        assert!(goes(3, &lock("postgres-0", &["postgres-2"])));
+        assert!(goes(3, &lock("postgres-1", &["postgres-2"])));
+        assert!(goes(3, &lock("postgres-2", &["postgres-1"])));
+        assert!(!goes(3, &lock("postgres-2", &[])));
+        assert!(!goes(3, &LockView::default()), "nobody leads");
+        assert!(goes(2, &lock("postgres-0", &[])));
+        assert!(goes(2, &lock("postgres-1", &["postgres-0"])));
         assert!(
-            !goes(&TWO, &lock("postgres-1", &["postgres-2"])),
+            !goes(2, &lock("postgres-1", &["postgres-2"])),
             "the one that knows everything is gone"
         );
     }
 
     #[test]
-    fn nobody_goes_while_others_come_or_go() {
+    fn nobody_goes_while_others_are_not_well() {
         let well = lock("postgres-0", &["postgres-1"]);
-        let leaving = SetView { pods: 4, ..THREE };
-        assert!(!goes(&leaving, &well));
-        assert!(!goes_without(&THREE, &[0], &well), "its leader may be dead");
-        assert!(!goes_without(&THREE, &[1], &well));
+        assert!(!goes_without(3, &[0], &well), "its leader may be dead");
+        assert!(!goes_without(3, &[1], &well));
         let silent = LockView {
             renewed: DateTime::from_timestamp(-1, 0),
             ..well
         };
-        assert!(
-            !goes(&THREE, &silent),
-            "its leader may be dead, ready or not"
-        );
+        assert!(!goes(3, &silent), "its leader may be dead, ready or not");
     }
 
     #[test]
     fn a_last_one_that_is_not_well_holds_up_nothing() {
-        assert!(goes_without(
-            &THREE,
-            &[2],
-            &lock("postgres-0", &["postgres-1"])
-        ));
+        assert!(goes_without(3, &[2], &lock("postgres-0", &["postgres-1"])));
         let leads = lock("postgres-2", &["postgres-1"]);
-        assert!(
-            !goes_without(&THREE, &[2], &leads),
-            "its successor comes first"
-        );
+        assert!(!goes_without(3, &[2], &leads), "its successor comes first");
     }
 }

@@ -84,6 +84,8 @@ pub struct MemberView {
     pub on_volume: bool,
     /// Which pod of its name it is.
     pub uid: Option<String>,
+    /// The version of the pod.
+    pub version: Option<String>,
     /// The revision of the template that its pod was made from.
     pub revision: Option<String>,
 }
@@ -122,6 +124,7 @@ impl MemberView {
             leaving: pod.is_some_and(|pod| pod.metadata.deletion_timestamp.is_some()),
             on_volume: pod.is_some_and(claims_volume),
             uid: pod.and_then(ResourceExt::uid),
+            version: pod.and_then(ResourceExt::resource_version),
             revision: pod.and_then(|pod| pod.labels().get(REVISION).cloned()),
         }
     }
@@ -133,12 +136,6 @@ impl MemberView {
             PodState::Present { created, .. } => Some(created),
             PodState::Unknown | PodState::Absent | PodState::Ended => None,
         }
-    }
-
-    /// Whether nothing is lost with its pod, because there is nothing yet.
-    #[must_use]
-    pub const fn holds_nothing(&self) -> bool {
-        !self.is_ready() && (self.empty || !self.began)
     }
 
     /// Whether its pod is ready.
@@ -155,7 +152,7 @@ fn claims_volume(pod: &Pod) -> bool {
 }
 
 /// Patroni writes what it finds into annotation `status` of its pod; its role is `uninitialized` while its data directory
-/// is empty, and never again afterwards, for the annotation and an ephemeral volume both go with the pod.
+/// is empty, or cannot be read.
 fn is_empty(pod: &Pod) -> bool {
     let status = pod
         .annotations()
