@@ -59,6 +59,21 @@ impl Cluster {
             .collect()
     }
 
+    /// Makes a cell of its own for a scenario, of 10,000 users and with these databases, and waits until it is Ready.
+    pub async fn bring_up(&self, name: &str, first: i64, databases: Value) -> Result<()> {
+        let cell: Cell = serde_json::from_value(json!({
+            "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
+            "metadata": {"name": name},
+            "spec": {
+                "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
+                "userRange": {"first": first, "last": first + 9_999},
+                "databases": databases,
+            },
+        }))?;
+        self.apply(&cell).await?;
+        self.wait_ready(name).await
+    }
+
     /// Applies a cell as `kubectl apply --server-side` would.
     pub async fn apply(&self, cell: &Cell) -> Result<()> {
         let name = cell.name_any();

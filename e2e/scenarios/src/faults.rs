@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::Event;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use titan_crds::Cell;
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, SYSTEM, ensure, until};
@@ -74,20 +73,11 @@ pub async fn operator_leader_dies(cluster: &Cluster) -> Result<Value> {
 /// The leader of a three-member PostgreSQL dies, then a Redis node, both under writes and without volumes: what was confirmed
 /// is there.
 pub async fn stores_die(cluster: &Cluster) -> Result<Value> {
-    let cell: Cell = serde_json::from_value(json!({
-        "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
-        "metadata": {"name": "cell-faults"},
-        "spec": {
-            "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
-            "userRange": {"first": 700_001, "last": 710_000},
-            "databases": {
-                "postgres": {"members": 3, "storage": {"ephemeral": {}}},
-                "redis": {"topology": "Cluster"},
-            },
-        },
-    }))?;
-    cluster.apply(&cell).await?;
-    cluster.wait_ready("cell-faults").await?;
+    let databases = json!({
+        "postgres": {"members": 3, "storage": {"ephemeral": {}}},
+        "redis": {"topology": "Cluster"},
+    });
+    cluster.bring_up("cell-faults", 700_001, databases).await?;
     let shop = router(cluster).await?;
 
     let mut measured = serde_json::Map::new();
@@ -108,17 +98,8 @@ pub async fn stores_die(cluster: &Cluster) -> Result<Value> {
 
 /// The only member of a PostgreSQL without a volume dies: the cell says what was lost, and comes back empty by itself.
 pub async fn database_without_volume_dies(cluster: &Cluster) -> Result<Value> {
-    let cell: Cell = serde_json::from_value(json!({
-        "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
-        "metadata": {"name": "cell-lost"},
-        "spec": {
-            "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
-            "userRange": {"first": 710_001, "last": 720_000},
-            "databases": {"postgres": {"members": 1, "storage": {"ephemeral": {}}}},
-        },
-    }))?;
-    cluster.apply(&cell).await?;
-    cluster.wait_ready("cell-lost").await?;
+    let databases = json!({"postgres": {"members": 1, "storage": {"ephemeral": {}}}});
+    cluster.bring_up("cell-lost", 710_001, databases).await?;
     let shop = router(cluster).await?;
     let key = 710_001;
     let before = shop.place(key, Uuid::now_v7()).await?;

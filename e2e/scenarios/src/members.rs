@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use titan_crds::Cell;
 
 use crate::cluster::{Cluster, ensure, is_ready, until};
 use crate::load::Load;
@@ -20,17 +19,8 @@ const LIMIT: Duration = Duration::from_mins(5);
 
 /// One member without a volume becomes three, all three are replaced, and one is left of them, each under writes.
 pub async fn come_and_go(cluster: &Cluster) -> Result<Value> {
-    let cell: Cell = serde_json::from_value(json!({
-        "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
-        "metadata": {"name": CELL},
-        "spec": {
-            "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
-            "userRange": {"first": 730_001, "last": 740_000},
-            "databases": {"postgres": {"members": 1, "storage": {"ephemeral": {}}}},
-        },
-    }))?;
-    cluster.apply(&cell).await?;
-    cluster.wait_ready(CELL).await?;
+    let databases = json!({"postgres": {"members": 1, "storage": {"ephemeral": {}}}});
+    cluster.bring_up(CELL, 730_001, databases).await?;
     let mut measured = serde_json::Map::new();
     for (name, postgres, keys) in [
         ("oneBecomesThree", json!({"members": 3}), 730_001..730_005),
@@ -87,7 +77,6 @@ impl Change {
         cluster.wait_ready(CELL).await?;
         let ready = began.elapsed();
         let record = load.verify().await?;
-        let changes = after.transitions - before.transitions;
         ensure(!replaces || after.newest == before.leader, || {
             format!(
                 "{:?} was replaced last, and {:?} led",
@@ -96,7 +85,7 @@ impl Change {
         })?;
         Ok(json!({
             "ledBefore": before.leader,
-            "leaderChanges": changes,
+            "leaderChanges": after.transitions - before.transitions,
             "membersReadySeconds": done.as_secs_f64(),
             "cellReadySeconds": ready.as_secs_f64(),
             "confirmedOrders": record.confirmed.len(),

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use titan_crds::Cell;
 use uuid::Uuid;
 
 use crate::cluster::{Cluster, ensure, until};
@@ -19,20 +18,11 @@ const CELL: &str = "cell-volumes";
 /// volumes go.
 pub async fn volumes_outlive_pods(cluster: &Cluster) -> Result<Value> {
     let storage = json!({"persistent": {"size": "256Mi"}});
-    let cell: Cell = serde_json::from_value(json!({
-        "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
-        "metadata": {"name": CELL},
-        "spec": {
-            "fleet": "shop", "profile": "compact", "release": "dev", "reclaimPolicy": "Delete",
-            "userRange": {"first": 720_001, "last": 730_000},
-            "databases": {
-                "postgres": {"members": 1, "storage": storage},
-                "redis": {"storage": storage},
-            },
-        },
-    }))?;
-    cluster.apply(&cell).await?;
-    cluster.wait_ready(CELL).await?;
+    let databases = json!({
+        "postgres": {"members": 1, "storage": storage},
+        "redis": {"storage": storage},
+    });
+    cluster.bring_up(CELL, 720_001, databases).await?;
     let shop = router(cluster).await?;
     let key = 720_001;
     let order = until(Duration::from_secs(30), async || {

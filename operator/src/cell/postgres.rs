@@ -128,27 +128,24 @@ impl<'a> ManagedPostgres<'a> {
         if there.rolled && !leaving {
             return Ok(Members::default());
         }
+        let leave = |set: Object, why: String, unchanged: Duration| Members {
+            set: Some(set),
+            step: Some(Step::waiting("MembersLeaving", why)),
+            unchanged,
+        };
         let for_now = planned.with_replicas(there.asked.max(self.wanted));
         if leaving && there.pods > there.asked {
             let why = format!("waiting for {POSTGRES}-{} to be gone", there.pods - 1);
-            return Ok(Members {
-                set: Some(for_now),
-                step: Some(Step::waiting("MembersLeaving", why)),
-                unchanged: Duration::MAX,
-            });
+            return Ok(leave(for_now, why, Duration::MAX));
         }
         // Else its template is about to be another one.
         let as_planned = is_as_planned(&planned.with_replicas(there.asked), set);
         let Some(revision) = there.revision.as_ref().filter(|_| as_planned) else {
-            let step = leaving.then(|| {
-                let why = "waiting for the StatefulSet to be as planned";
-                Step::waiting("MembersLeaving", why)
-            });
-            return Ok(Members {
-                set: leaving.then_some(for_now),
-                step,
-                unchanged: Duration::MAX,
-            });
+            if !leaving {
+                return Ok(Members::default());
+            }
+            let why = "waiting for the StatefulSet to be as planned".to_owned();
+            return Ok(leave(for_now, why, Duration::MAX));
         };
         let members = self.members(there.asked).await?;
         let lock = self.lock().await?;
@@ -186,11 +183,7 @@ impl<'a> ManagedPostgres<'a> {
                 (fewer, format!("{member} is leaving"))
             }
         };
-        Ok(Members {
-            set: Some(set),
-            step: Some(Step::waiting("MembersLeaving", why)),
-            unchanged,
-        })
+        Ok(leave(set, why, unchanged))
     }
 
     /// Replaces one member if it is to be made anew and its turn has come. What is waited for then.

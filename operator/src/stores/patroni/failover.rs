@@ -132,15 +132,6 @@ mod tests {
         DateTime::from_timestamp(1_000_000 + second, 0).unwrap()
     }
 
-    const READY: PodState = PodState::Present {
-        ready: true,
-        created: DateTime::UNIX_EPOCH,
-    };
-    const UNREADY: PodState = PodState::Present {
-        ready: false,
-        created: DateTime::UNIX_EPOCH,
-    };
-
     fn members(pods: [PodState; 3]) -> Vec<MemberView> {
         let named = pods.into_iter().enumerate();
         named
@@ -175,8 +166,8 @@ mod tests {
             created: time(second),
         };
         let cases = [
-            ("there", READY, false),
-            ("not ready, but the same pod", UNREADY, false),
+            ("there", PodState::READY, false),
+            ("not ready, but the same pod", PodState::UNREADY, false),
             ("unknown", PodState::Unknown, false),
             ("ended", PodState::Ended, true),
             ("absent", PodState::Absent, true),
@@ -189,7 +180,10 @@ mod tests {
             ),
         ];
         for (case, pod, released) in cases {
-            let decision = decide(&lock(&["postgres-1"]), &members([pod, READY, READY]));
+            let decision = decide(
+                &lock(&["postgres-1"]),
+                &members([pod, PodState::READY, PodState::READY]),
+            );
             let expected = if released { release() } else { Decision::Leave };
             assert_eq!(decision, expected, "{case}");
         }
@@ -198,22 +192,31 @@ mod tests {
     #[test]
     fn somebody_with_all_of_the_data_has_to_be_ready() {
         let gone = PodState::Absent;
-        let decision = decide(&lock(&["postgres-1"]), &members([gone, UNREADY, READY]));
+        let decision = decide(
+            &lock(&["postgres-1"]),
+            &members([gone, PodState::UNREADY, PodState::READY]),
+        );
         assert!(matches!(decision, Decision::Wait(why) if why.ends_with("waiting for postgres-1")));
         let decision = decide(
             &lock(&["postgres-1"]),
-            &members([gone, PodState::Unknown, READY]),
+            &members([gone, PodState::Unknown, PodState::READY]),
         );
         assert!(matches!(decision, Decision::Wait(_)));
-        let decision = decide(&lock(&[]), &members([gone, READY, READY]));
+        let decision = decide(
+            &lock(&[]),
+            &members([gone, PodState::READY, PodState::READY]),
+        );
         assert!(matches!(decision, Decision::Wait(why) if why.ends_with("waiting for postgres-0")));
         let both = lock(&["postgres-1", "postgres-2"]);
-        assert_eq!(decide(&both, &members([gone, UNREADY, READY])), release());
+        assert_eq!(
+            decide(&both, &members([gone, PodState::UNREADY, PodState::READY])),
+            release()
+        );
     }
 
     #[test]
     fn a_lock_without_a_holder_or_of_a_stranger_is_left() {
-        let gone = members([PodState::Absent, READY, READY]);
+        let gone = members([PodState::Absent, PodState::READY, PodState::READY]);
         for holder in [None, Some("postgres-9".to_owned())] {
             let lock = LockView {
                 holder,

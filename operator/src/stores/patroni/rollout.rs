@@ -137,8 +137,7 @@ impl Rollout<'_> {
         let unready = |member: &&MemberView| !member.is_ready();
         let not_ready = |member: &MemberView| format!("{} is not ready", member.name);
         // It may be the template that keeps it from starting; or it waits for the data of one that is to be replaced.
-        let is_ready = |member: &MemberView| member.is_ready();
-        let waits_for_next = next.on_volume && !self.members.iter().any(is_ready);
+        let waits_for_next = next.on_volume && !self.members.iter().any(MemberView::is_ready);
         let is_starting = |member: &MemberView| {
             (self.is_new(member) || member.revision.is_none()) && !(waits_for_next && member.empty)
         };
@@ -259,15 +258,6 @@ mod tests {
     use super::*;
     use crate::stores::patroni::PodState;
 
-    const READY: PodState = PodState::Present {
-        ready: true,
-        created: DateTime::UNIX_EPOCH,
-    };
-    const UNREADY: PodState = PodState::Present {
-        ready: false,
-        created: DateTime::UNIX_EPOCH,
-    };
-
     /// Members that run, of these revisions.
     fn members<const N: usize>(revisions: [&str; N]) -> [MemberView; N] {
         let mut number = 0;
@@ -276,7 +266,7 @@ mod tests {
             number += 1;
             MemberView {
                 name,
-                pod: READY,
+                pod: PodState::READY,
                 began: true,
                 revision: Some(revision.to_owned()),
                 ..MemberView::default()
@@ -340,7 +330,7 @@ mod tests {
 
         let well = lock("postgres-0", "postgres-2");
         let mut leaderless = members(["old", "old", "old"]);
-        leaderless[0].pod = UNREADY;
+        leaderless[0].pod = PodState::UNREADY;
         assert_eq!(replaced(&leaderless, &well), None);
         let mut absent = members(["old", "old", "old"]);
         absent[1] = MemberView {
@@ -353,7 +343,7 @@ mod tests {
         leaving[1].leaving = true;
         assert_eq!(replaced(&leaving, &well), None);
         let mut leaving = members(["old", "old", "old"]);
-        (leaving[2].leaving, leaving[2].pod) = (true, UNREADY);
+        (leaving[2].leaving, leaving[2].pod) = (true, PodState::UNREADY);
         assert_eq!(replaced(&leaving, &well), None, "it is under way");
     }
 
@@ -361,7 +351,9 @@ mod tests {
     fn one_that_holds_nothing_goes_at_once() {
         let nobody = LockView::default();
         let mut broken = members(["old", "old", "old"]);
-        broken.iter_mut().for_each(|member| member.pod = UNREADY);
+        broken
+            .iter_mut()
+            .for_each(|member| member.pod = PodState::UNREADY);
         assert_eq!(replaced(&broken, &nobody), None, "they may know something");
         broken[1].began = false;
         assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-1");
@@ -377,7 +369,7 @@ mod tests {
         let nobody = LockView::default();
         let mut first = members(["old", "new", "new"]);
         for member in &mut first {
-            (member.pod, member.on_volume, member.empty) = (UNREADY, true, true);
+            (member.pod, member.on_volume, member.empty) = (PodState::UNREADY, true, true);
         }
         first[0].empty = false;
         assert_eq!(replaced(&first, &nobody).unwrap(), "postgres-0");
@@ -390,7 +382,7 @@ mod tests {
         let nobody = LockView::default();
         let mut broken = members(["old", "old", "old"]);
         for member in &mut broken {
-            (member.pod, member.on_volume) = (UNREADY, true);
+            (member.pod, member.on_volume) = (PodState::UNREADY, true);
         }
         let Turn::Replace(first) = turn(&broken, &nobody) else {
             panic!("{broken:?}");
@@ -398,7 +390,7 @@ mod tests {
         assert_eq!((&*first.member, first.serves), ("postgres-0", false));
         broken[0].revision = Some("new".to_owned());
         assert_eq!(replaced(&broken, &nobody), None, "is the new one better?");
-        broken[0].pod = READY;
+        broken[0].pod = PodState::READY;
         assert_eq!(replaced(&broken, &nobody).unwrap(), "postgres-1");
         // One that is mixed: what is on no volume goes with its pod.
         broken[1].on_volume = false;
@@ -413,21 +405,21 @@ mod tests {
         for member in &mut rolling {
             member.on_volume = true;
         }
-        rolling[2].pod = UNREADY;
+        rolling[2].pod = PodState::UNREADY;
         assert_eq!(replaced(&rolling, &well), None);
-        rolling[1].pod = UNREADY;
+        rolling[1].pod = PodState::UNREADY;
         assert_eq!(replaced(&rolling, &well), None, "it comes back by itself");
     }
 
     #[test]
     fn nobody_misses_standbys_that_are_broken_while_the_leader_is_well() {
         let mut broken = members(["old", "old", "old"]);
-        (broken[1].pod, broken[2].pod) = (UNREADY, UNREADY);
+        (broken[1].pod, broken[2].pod) = (PodState::UNREADY, PodState::UNREADY);
         let alone = lock("postgres-0", "");
         assert_eq!(replaced(&broken, &alone).unwrap(), "postgres-1");
         let waits = lock("postgres-0", "postgres-1");
         assert_eq!(replaced(&broken, &waits).unwrap(), "postgres-2");
-        broken[0].pod = UNREADY;
+        broken[0].pod = PodState::UNREADY;
         assert_eq!(replaced(&broken, &alone), None);
     }
 
@@ -448,7 +440,7 @@ mod tests {
         let mut all = members(["old", "old", "old"]);
         assert!(against(&all).contains(BUDGET));
         // Which the budget does not allow either, but that is not what a person has to know.
-        all[2].pod = UNREADY;
+        all[2].pod = PodState::UNREADY;
         all[2].revision = Some("new".to_owned());
         let why = against(&all);
         assert!(why.contains("postgres-2 is not ready"), "{why}");

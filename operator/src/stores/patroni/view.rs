@@ -67,6 +67,19 @@ pub enum PodState {
     },
 }
 
+/// Those of tests, made long ago.
+#[cfg(test)]
+impl PodState {
+    pub(super) const READY: Self = PodState::Present {
+        ready: true,
+        created: DateTime::UNIX_EPOCH,
+    };
+    pub(super) const UNREADY: Self = PodState::Present {
+        ready: false,
+        created: DateTime::UNIX_EPOCH,
+    };
+}
+
 /// A member of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberView {
@@ -249,15 +262,6 @@ mod tests {
 
     use super::*;
 
-    const READY: PodState = PodState::Present {
-        ready: true,
-        created: DateTime::UNIX_EPOCH,
-    };
-    const UNREADY: PodState = PodState::Present {
-        ready: false,
-        created: DateTime::UNIX_EPOCH,
-    };
-
     #[test]
     fn patroni_s_own_config_maps_are_read() {
         let leader: ConfigMap = serde_json::from_value(json!({ "metadata": {
@@ -304,8 +308,8 @@ mod tests {
         };
         let ready =
             json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] });
-        assert_eq!(pod(ready), READY);
-        assert_eq!(pod(json!({ "phase": "Running" })), UNREADY);
+        assert_eq!(pod(ready), PodState::READY);
+        assert_eq!(pod(json!({ "phase": "Running" })), PodState::UNREADY);
         assert_eq!(pod(json!({ "phase": "Failed" })), PodState::Ended);
         let container = |state: Value| json!({ "name": "postgres", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state });
         let ended = container(json!({ "terminated": { "exitCode": 137 } }));
@@ -316,7 +320,7 @@ mod tests {
         );
         assert_eq!(
             pod(json!({ "containerStatuses": [ended, running] })),
-            UNREADY
+            PodState::UNREADY
         );
         assert_eq!(MemberView::of("postgres-0", None).pod, PodState::Absent);
     }
