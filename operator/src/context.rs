@@ -11,6 +11,7 @@ use tokio::sync::SetOnce;
 
 use crate::attempt::Failures;
 use crate::cell::Waiting;
+use crate::cluster::Compared;
 use crate::echoes::Echoes;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
@@ -44,6 +45,8 @@ pub struct Context {
     pub kafka: KafkaAdmins,
     /// The last writes, whose events need no pass.
     pub echoes: Arc<Echoes>,
+    /// What of the cells' objects need not be compared again.
+    pub compared: Arc<Compared>,
     /// Cells that wait for nothing but their pods.
     pub waiting: Waiting,
     /// How often each object failed in a row.

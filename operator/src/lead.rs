@@ -94,6 +94,7 @@ pub(crate) async fn lead(
         fleets,
         kafka: KafkaAdmins::default(),
         echoes: echoes.clone(),
+        compared: Arc::default(),
         waiting: cell::Waiting::default(),
         failures: Failures::default(),
     });

@@ -167,7 +167,7 @@ impl Object {
         if holds_data {
             annotate(&mut body, HOLDS_DATA, "true");
         }
-        let hash = format!("{:016x}", xxh3_64(body.to_string().as_bytes()));
+        let hash = format!("{:016x}", xxh3_64(Json::from(&body).text().as_bytes()));
         annotate(&mut body, DESIRED_HASH, &hash);
         Ok(Object {
             kind,
@@ -235,18 +235,19 @@ pub enum ObjectError {
 
 /// A value with its keys sorted and its nulls removed, so that equal objects have equal text.
 #[must_use]
-pub fn canonical(value: Value) -> Value {
+pub fn canonical(mut value: Value) -> Value {
+    remove_nulls(&mut value);
+    value.sort_all_objects();
+    value
+}
+
+fn remove_nulls(value: &mut Value) {
     match value {
         Value::Object(map) => {
-            let mut entries: Vec<(String, Value)> = map
-                .into_iter()
-                .filter(|(_, value)| !value.is_null())
-                .map(|(key, value)| (key, canonical(value)))
-                .collect();
-            entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-            Value::Object(entries.into_iter().collect())
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(remove_nulls);
         }
-        Value::Array(items) => Value::Array(items.into_iter().map(canonical).collect()),
-        scalar => scalar,
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

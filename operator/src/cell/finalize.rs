@@ -20,7 +20,7 @@ use crate::cell::credentials::{POSTGRES_PORT, external};
 use crate::cell::dereference::{Dereferenced, as_ref, dereference};
 use crate::cell::postgres::{POSTGRES, recorded_database};
 use crate::cell::report;
-use crate::cluster::{LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune};
+use crate::cluster::{Compared, LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune};
 use crate::context::Context;
 use crate::finalizer::{is_held, release};
 use crate::stores::postgres::{self, Database};
@@ -86,7 +86,7 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
     }
     if !delete {
         return match namespace {
-            Some(_) => retain(&client, &name).await,
+            Some(_) => retain(&client, &name, &context.compared).await,
             None => Ok(None),
         };
     }
@@ -116,7 +116,11 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
 }
 
 /// Removes what serves and keeps what stores.
-async fn retain(client: &ObjectClient<'_>, name: &str) -> Result<Option<Step>, ReconcileError> {
+async fn retain(
+    client: &ObjectClient<'_>,
+    name: &str,
+    compared: &Compared,
+) -> Result<Option<Step>, ReconcileError> {
     let live = match LiveObjects::read(client).await {
         Ok(live) => live,
         // The RoleBinding of the operator, which stays with the data, was taken away: whether services still run is unknown.
@@ -134,6 +138,7 @@ async fn retain(client: &ObjectClient<'_>, name: &str) -> Result<Option<Step>, R
         client,
         cell: name,
         live: &live,
+        compared,
     };
     prune(scope, &[], ReclaimPolicy::Retain).await?;
     Ok(None)

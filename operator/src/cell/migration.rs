@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde::Deserialize;
 use titan_planner::object::{DATABASE_ID, Kind, Object, Stage};
 use titan_planner::status::Step;
 
@@ -21,14 +21,31 @@ pub(super) enum Migration {
     Failed,
 }
 
+/// What of a Job is looked at.
+#[derive(Default, Deserialize)]
+struct Job {
+    #[serde(default)]
+    status: JobStatus,
+}
+
+#[derive(Default, Deserialize)]
+struct JobStatus {
+    #[serde(default)]
+    conditions: Vec<JobCondition>,
+}
+
+#[derive(Deserialize)]
+struct JobCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+}
+
 fn state(job: &LiveObject) -> Migration {
-    let body = job.body();
+    let Job { status } = job.read();
     let has = |name: &str| {
-        body.pointer("/status/conditions")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .any(|condition| condition["type"] == name && condition["status"] == "True")
+        let mut conditions = status.conditions.iter();
+        conditions.any(|condition| condition.type_ == name && condition.status == "True")
     };
     if has("Complete") {
         Migration::Done

@@ -8,7 +8,7 @@ use titan_planner::status::Step;
 
 use crate::cell::ReconcileError;
 use crate::cluster::{
-    ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, is_forbidden,
+    ApplyError, Compared, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, is_forbidden,
 };
 
 /// How often and how long to wait for the apiserver's authorizer to see the operator's RoleBinding.
@@ -20,6 +20,7 @@ pub(super) async fn enter(
     client: &ObjectClient<'_>,
     cell: &ValidatedCell,
     objects: &[Object],
+    compared: &Compared,
 ) -> Result<Result<LiveObjects, Step>, ReconcileError> {
     let namespace = client.get(Kind::Namespace, &cell.name).await?;
     if let Some(step) = namespace.as_ref().and_then(|live| unusable(cell, live)) {
@@ -42,6 +43,7 @@ pub(super) async fn enter(
         client,
         cell: &cell.name,
         live: &live,
+        compared,
     };
     // Somebody may have created it since we looked; that comes back as `NotOurs`.
     apply_stage(scope, of_kind(Kind::Namespace)).await?;

@@ -7,8 +7,7 @@ use titan_planner::object::Kind;
 use crate::cell::ReconcileError;
 use crate::cell::reconcile::Progress;
 use crate::cell::services::{
-    diagnose_deployments, diagnose_pods, explain, fill_in, lacks_pods, rollup_unplanned,
-    services_step,
+    Deployments, diagnose_pods, explain, fill_in, lacks_pods, rollup_unplanned, services_step,
 };
 use crate::cluster::{LiveObjects, ObjectClient, is_forbidden};
 use crate::context::Context;
@@ -29,14 +28,15 @@ pub(super) async fn look(cell: &Cell, context: &Context) -> Result<Progress, Rec
         Err(error) => return Err(error.into()),
     }
     let known = cell.status.as_ref().map_or(&[][..], |it| &it.services);
-    let mut services = rollup_unplanned(known, &live);
+    let deployments = Deployments::read(&live);
+    let mut services = rollup_unplanned(known, &deployments);
     if services.is_empty() {
         return Ok(progress);
     }
     let mut diagnoses = Default::default();
     if services.iter().any(lacks_pods) {
         diagnoses = diagnose_pods(context, &name).await?;
-        fill_in(&mut diagnoses, &diagnose_deployments(&services, &live));
+        fill_in(&mut diagnoses, &deployments.diagnoses());
         explain(&mut services, &diagnoses);
     }
     progress.steps.services = services_step(&services, &diagnoses);

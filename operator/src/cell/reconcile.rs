@@ -30,7 +30,7 @@ use crate::cell::pause::look;
 use crate::cell::postgres::{ManagedPostgres, Members, known_database, other_database};
 use crate::cell::report::{Reported, report};
 use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
-use crate::cell::services::{Services, diagnose_pods, rollup, step_of};
+use crate::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
 use crate::cell::waiting::Found;
 use crate::cluster::{
     ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
@@ -185,7 +185,7 @@ async fn drive(
             return Ok(None);
         }
     };
-    let live = match enter(&client, &valid, &namespace).await? {
+    let live = match enter(&client, &valid, &namespace, &context.compared).await? {
         Ok(live) => live,
         Err(step) => {
             progress.steps.databases = step;
@@ -309,7 +309,7 @@ impl Pass<'_> {
             Ok(database) => database,
             Err(step) => {
                 progress.steps.databases = step;
-                progress.services = Some(rollup(self.valid, self.live));
+                progress.services = Some(rollup(self.valid, &Deployments::read(self.live)));
                 return Ok(None);
             }
         };
@@ -353,6 +353,7 @@ impl Pass<'_> {
             client: self.client,
             cell: &self.valid.name,
             live: self.live,
+            compared: &self.context.compared,
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kube::api::ListParams;
 use kube::core::Request;
+use serde::Deserialize;
 use serde_json::Value;
 use titan_crds::ServiceStatus;
 use titan_planner::cell::ValidatedCell;
@@ -30,12 +31,12 @@ pub(super) struct Services {
 impl Services {
     /// As they are in the namespace.
     pub(super) fn read(cell: &ValidatedCell, live: &LiveObjects, jobs: Migrations) -> Self {
-        let status = rollup(cell, live);
+        let deployments = Deployments::read(live);
         Services {
             jobs,
-            deployments: diagnose_deployments(&status, live),
-            rolling: rollout_step(cell, live),
-            status,
+            status: rollup(cell, &deployments),
+            rolling: rollout_step(cell, &deployments),
+            deployments: deployments.diagnoses(),
         }
     }
 
@@ -88,17 +89,22 @@ pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagn
     let request = Request::new(format!("/api/v1/namespaces/{cell}/pods"))
         .list(&ListParams::default().labels(&format!("{CELL_LABEL}={cell}")))
         .map_err(kube::Error::BuildRequest)?;
-    let Lean(pods) = context.client.request(request).await?;
-    let pods = pods.get("items").and_then(Value::as_array);
+    let pods: Pods = context.client.request(request).await?;
     Ok(pods
+        .items
         .into_iter()
-        .flatten()
-        .filter_map(|pod| {
+        .filter_map(|Lean(pod)| {
+            let pod = pod.value();
             let labels = pod.pointer("/metadata/labels")?;
             let name = labels.get("app.kubernetes.io/name")?.as_str()?;
-            Some((name.to_owned(), diagnose(pod)?))
+            Some((name.to_owned(), diagnose(&pod)?))
         })
         .collect())
+}
+
+#[derive(Deserialize)]
+struct Pods {
+    items: Vec<Lean>,
 }
 
 /// Adds what Deployments say of services of which no pod says what is wrong.
@@ -109,60 +115,86 @@ pub(super) fn fill_in(pods: &mut Diagnoses, deployments: &Diagnoses) {
     }
 }
 
-/// What the Deployments of services say is wrong.
-pub(super) fn diagnose_deployments(services: &[ServiceStatus], live: &LiveObjects) -> Diagnoses {
-    services
-        .iter()
-        .filter_map(|service| {
-            let deployment = live.get(Kind::Deployment, &service.name)?;
-            let diagnosis = diagnose_deployment(&deployment.body())?;
-            Some((service.name.clone(), diagnosis))
-        })
-        .collect()
+/// What the Deployments of a cell say, by name.
+pub(super) struct Deployments(BTreeMap<String, Deployed>);
+
+struct Deployed {
+    /// The tag of the first container's image.
+    release: Option<String>,
+    desired: i64,
+    ready: i64,
+    older: i64,
+    /// What is wrong.
+    diagnosis: Option<Diagnosis>,
+}
+
+impl Deployments {
+    pub(super) fn read(live: &LiveObjects) -> Self {
+        let deployments = live.iter().filter(|it| it.kind == Kind::Deployment);
+        let said = |it: &LiveObject| (it.name.clone(), Deployed::read(&it.body()));
+        Deployments(deployments.map(said).collect())
+    }
+
+    /// What they say is wrong.
+    pub(super) fn diagnoses(self) -> Diagnoses {
+        let wrong = |(name, deployed): (_, Deployed)| Some((name, deployed.diagnosis?));
+        self.0.into_iter().filter_map(wrong).collect()
+    }
+
+    /// The status of a service; what is passed counts where there is no Deployment that says so.
+    fn status(&self, name: &str, release: &str, desired: i64) -> ServiceStatus {
+        let deployed = self.0.get(name);
+        ServiceStatus {
+            name: name.to_owned(),
+            release: deployed
+                .and_then(|it| it.release.clone())
+                .unwrap_or_else(|| release.to_owned()),
+            desired: clamp(deployed.map_or(desired, |it| it.desired)),
+            ready: clamp(deployed.map_or(0, |it| it.ready)),
+            message: None,
+        }
+    }
+}
+
+impl Deployed {
+    fn read(body: &Value) -> Self {
+        Deployed {
+            release: image_tag(body),
+            desired: number(body, "/spec/replicas"),
+            ready: ready_pods(body),
+            older: older_pods(body),
+            diagnosis: diagnose_deployment(body),
+        }
+    }
 }
 
 /// The status of each service, in the plan's order.
-pub(super) fn rollup(cell: &ValidatedCell, live: &LiveObjects) -> Vec<ServiceStatus> {
+pub(super) fn rollup(cell: &ValidatedCell, deployments: &Deployments) -> Vec<ServiceStatus> {
     cell.services
         .iter()
         .map(|service| {
             let planned = service.replicas.map_or(1, i64::from);
-            status_of(&service.name, &service.release, planned, live)
+            deployments.status(&service.name, &service.release, planned)
         })
         .collect()
 }
 
 /// The status of each service that there is, whatever is planned: those that the cell's status knows, in its order, and those
 /// that have a Deployment.
-pub(super) fn rollup_unplanned(known: &[ServiceStatus], live: &LiveObjects) -> Vec<ServiceStatus> {
+pub(super) fn rollup_unplanned(
+    known: &[ServiceStatus],
+    deployments: &Deployments,
+) -> Vec<ServiceStatus> {
     let is_known = |name: &str| known.iter().any(|service| service.name == name);
-    let others = live
-        .iter()
-        .filter(|object| object.kind == Kind::Deployment && !is_known(&object.name))
-        .map(|object| status_of(&object.name, "", 1, live));
+    let others = deployments.0.keys().filter(|name| !is_known(name));
     known
         .iter()
         .map(|service| {
             let desired = i64::from(service.desired);
-            status_of(&service.name, &service.release, desired, live)
+            deployments.status(&service.name, &service.release, desired)
         })
-        .chain(others)
+        .chain(others.map(|name| deployments.status(name, "", 1)))
         .collect()
-}
-
-/// What a service's Deployment says; where it says nothing of the release and the pods it should have, what is passed.
-fn status_of(name: &str, release: &str, desired: i64, live: &LiveObjects) -> ServiceStatus {
-    let deployment = live.get(Kind::Deployment, name).map(LiveObject::body);
-    let deployment = deployment.as_ref();
-    ServiceStatus {
-        name: name.to_owned(),
-        release: deployment
-            .and_then(image_tag)
-            .unwrap_or_else(|| release.to_owned()),
-        desired: clamp(deployment.map_or(desired, |body| number(body, "/spec/replicas"))),
-        ready: clamp(deployment.map_or(0, ready_pods)),
-        message: None,
-    }
 }
 
 /// Says of each service what is wrong with it.
@@ -205,16 +237,14 @@ fn older_pods(deployment: &Value) -> i64 {
 
 /// The services that have all their pods, and are not through with a rollout all the same: the Deployment names another
 /// release than the spec, or pods of an older one serve still. `None` when there are none.
-fn rollout_step(cell: &ValidatedCell, live: &LiveObjects) -> Option<Step> {
+fn rollout_step(cell: &ValidatedCell, deployments: &Deployments) -> Option<Step> {
     let rolling: Vec<&str> = cell
         .services
         .iter()
         .filter(|service| {
-            live.get(Kind::Deployment, &service.name)
-                .map(LiveObject::body)
-                .is_some_and(|body| {
-                    image_tag(&body).as_ref() != Some(&service.release) || older_pods(&body) > 0
-                })
+            deployments.0.get(&service.name).is_some_and(|deployed| {
+                deployed.release.as_ref() != Some(&service.release) || deployed.older > 0
+            })
         })
         .map(|service| service.name.as_str())
         .collect();

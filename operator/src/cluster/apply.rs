@@ -7,7 +7,7 @@ use titan_crds::ReclaimPolicy;
 use titan_planner::object::{Kind, Object, drift, kept_volumes};
 
 use crate::cluster::client::{ClientError, on_what_is_there};
-use crate::cluster::{LiveObject, LiveObjects, ObjectClient, is_conflict};
+use crate::cluster::{Compared, LiveObject, LiveObjects, ObjectClient, is_conflict};
 
 /// How many writes of one cell are under way at once.
 const PARALLEL_WRITES: usize = 16;
@@ -21,6 +21,8 @@ pub struct Scope<'a> {
     pub cell: &'a str,
     /// What was there when the reconcile began.
     pub live: &'a LiveObjects,
+    /// What need not be compared again.
+    pub compared: &'a Compared,
 }
 
 /// What applying came to.
@@ -149,7 +151,7 @@ async fn apply_one(scope: Scope<'_>, object: &Object) -> Result<Applied, ApplyEr
             name: object.name.clone(),
         });
     }
-    if is_as_planned(object, live) {
+    if scope.compared.or(object, live, is_as_planned) {
         return Ok(Applied::default());
     }
     scope.client.apply(object, live).await.map_err(fail)?;

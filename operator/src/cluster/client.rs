@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, on_live_volumes, takeover};
 
 use crate::cluster::LiveObject;
-use crate::cluster::json::LeanText;
+use crate::cluster::json::Lean;
 use crate::echoes::Echoes;
 use crate::ledger::{Ledger, System, Write};
 
@@ -79,7 +79,7 @@ impl<'a> ObjectClient<'a> {
             objects.extend(
                 page.items
                     .into_iter()
-                    .filter_map(|LeanText(item)| LiveObject::new(kind, item)),
+                    .filter_map(|Lean(item)| LiveObject::new(kind, item)),
             );
             match page.metadata.continue_token {
                 Some(token) if !token.is_empty() => parameters.continue_token = Some(token),
@@ -98,7 +98,7 @@ impl<'a> ObjectClient<'a> {
             .get(name, &kube::api::GetParams::default())
             .map_err(Error::BuildRequest)?;
         match self.client.request(request).await {
-            Ok(LeanText(body)) => Ok(LiveObject::new(kind, body)),
+            Ok(Lean(body)) => Ok(LiveObject::new(kind, body)),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -224,11 +224,11 @@ impl<'a> ObjectClient<'a> {
     }
 }
 
-/// One page of a LIST. Each item becomes text as it is read, so that there is never more than one tree.
+/// One page of a LIST.
 #[derive(Deserialize)]
 struct Page {
     metadata: PageMetadata,
-    items: Vec<LeanText>,
+    items: Vec<Lean>,
 }
 
 #[derive(Deserialize)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::{StreamExt, stream};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use titan_planner::object::{CELL_LABEL, DESIRED_HASH, Json, Kind, MANAGED_BY, MANAGER};
 
@@ -66,6 +67,12 @@ impl LiveObject {
     #[must_use]
     pub fn body(&self) -> Value {
         self.json.value()
+    }
+
+    /// The part of it that `T` names; its default where that part is not as every object of the kind has it.
+    #[must_use]
+    pub fn read<T: DeserializeOwned + Default>(&self) -> T {
+        serde_json::from_str(self.json.text()).unwrap_or_default()
     }
 
     /// A label.

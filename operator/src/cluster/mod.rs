@@ -5,11 +5,13 @@
 
 mod apply;
 mod client;
+mod compared;
 mod json;
 mod live;
 
 pub(crate) use apply::is_as_planned;
 pub use apply::{Applied, ApplyError, Scope, apply_stage, prune, remove, volumes_kept};
 pub use client::{ClientError, ObjectClient, is_conflict, is_forbidden, is_not_found};
+pub use compared::Compared;
 pub(crate) use json::Lean;
 pub use live::{LiveObject, LiveObjects, number};

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
 use titan_operator::attempt::Failures;
 use titan_operator::cell::{ReconcileError, Waiting};
+use titan_operator::cluster::Compared;
 use titan_operator::context::{Context, KafkaAdmins};
 use titan_operator::echoes::Echoes;
 use titan_operator::ledger::Ledger;
@@ -74,6 +75,7 @@ pub struct World {
     base: i64,
     /// The routing tables that the operator of the moment has in memory.
     tables: Mutex<Arc<Tables>>,
+    compared: Arc<Compared>,
 }
 
 impl World {
@@ -92,6 +94,7 @@ impl World {
             name: name.to_owned(),
             base: i64::try_from(number).unwrap() * 1_000_000,
             tables: Mutex::new(fresh_tables()),
+            compared: Arc::default(),
         };
         world
             .secret(
@@ -315,6 +318,7 @@ impl World {
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),
             echoes: Arc::new(Echoes::default()),
+            compared: self.compared.clone(),
             waiting: Waiting::default(),
             failures: Failures::default(),
         }
