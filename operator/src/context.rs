@@ -16,6 +16,7 @@ use crate::echoes::Echoes;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::stores::kafka::KafkaAdmin;
+use crate::stores::postgres::Proof;
 use crate::tables::Tables;
 
 /// The shared parts of the operator.
@@ -45,6 +46,8 @@ pub struct Context {
     pub kafka: KafkaAdmins,
     /// The last writes, whose events need no pass.
     pub echoes: Arc<Echoes>,
+    /// How members of PostgreSQL show that they live before one of them is let go.
+    pub proof: Arc<dyn Proof>,
     /// What of the cells' objects need not be compared again.
     pub compared: Arc<Compared>,
     /// Cells that wait for nothing but their pods.

@@ -32,6 +32,7 @@ use crate::gather::{Window, gather};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::operate::Settings;
+use crate::stores::postgres::Commit;
 use crate::tables::{TableEvent, Tables};
 use crate::{cell, fleet};
 
@@ -94,6 +95,7 @@ pub(crate) async fn lead(
         fleets,
         kafka: KafkaAdmins::default(),
         echoes: echoes.clone(),
+        proof: Arc::new(Commit),
         compared: Arc::default(),
         waiting: cell::Waiting::default(),
         failures: Failures::default(),

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 use titan_crds::Cell;
 use titan_planner::cell::{
-    PATRONI_STORE, PostgresPlan, StoreStorage, ValidatedCell, patroni_reconfiguration,
+    PATRONI_STORE, PostgresPlan, ServerCredentials, StoreStorage, ValidatedCell,
+    patroni_reconfiguration,
 };
 use titan_planner::object::{Kind, Object};
 use titan_planner::status::Step;
@@ -19,8 +20,8 @@ use crate::cluster::{LiveObject, LiveObjects, is_as_planned, number};
 use crate::context::Context;
 use crate::stores::StoreError;
 use crate::stores::patroni::{
-    self, LockView, MemberView, Next, Rollout, SetView, Turn, forget_lost_data, hasten_failover,
-    reconfigure, replace,
+    self, LockView, MemberView, Move, Replaced, Rollout, SetView, forget_lost_data,
+    hasten_failover, next_move, reconfigure, replace,
 };
 
 /// The name of the StatefulSet, which is also Patroni's scope.
@@ -37,6 +38,8 @@ pub(super) struct ManagedPostgres<'a> {
     wanted: i64,
     synchronous: bool,
     storage: &'a StoreStorage,
+    /// Where its leader is asked.
+    server: &'a ServerCredentials,
 }
 
 /// What members are about to do.
@@ -55,6 +58,7 @@ impl<'a> ManagedPostgres<'a> {
     pub(super) fn of(
         cell: &'a ValidatedCell,
         live: &'a LiveObjects,
+        server: &'a ServerCredentials,
         context: &'a Context,
     ) -> Option<Self> {
         let PostgresPlan::Managed {
@@ -76,6 +80,7 @@ impl<'a> ManagedPostgres<'a> {
             wanted: i64::from(*members),
             synchronous: *synchronous,
             storage,
+            server,
         })
     }
 
@@ -128,31 +133,53 @@ impl<'a> ManagedPostgres<'a> {
         if there.rolled && !leaving {
             return Ok(Members::default());
         }
-        let leave = |set: Object, why: String, unchanged: Duration| Members {
-            set: Some(set),
-            step: Some(Step::waiting("MembersLeaving", why)),
-            unchanged,
+        let (next, unchanged) = self.next_move(set, planned).await?;
+        let (replicas, step) = match next {
+            Move::Over => return Ok(Members::default()),
+            Move::Roll(why) => (there.asked, Step::waiting("MembersRolling", why)),
+            Move::Stay(why) => (there.asked, Step::waiting("MembersLeaving", why)),
+            Move::Replace(next) => {
+                let why = self.replace(&next).await?;
+                (there.asked, Step::waiting("MembersRolling", why))
+            }
+            Move::Leave(member) => {
+                let name = &self.cell.name;
+                tracing::info!(cell = name, member, "PostgreSQL lets a member go");
+                let why = format!("{member} is leaving");
+                (there.asked - 1, Step::waiting("MembersLeaving", why))
+            }
         };
-        let for_now = planned.with_replicas(there.asked.max(self.wanted));
+        Ok(Members {
+            set: leaving.then(|| planned.with_replicas(replicas.max(self.wanted))),
+            step: Some(step),
+            unchanged,
+        })
+    }
+
+    /// What members do next, and for how long none has been made.
+    async fn next_move(
+        &self,
+        set: &LiveObject,
+        planned: &Object,
+    ) -> Result<(Move, Duration), ReconcileError> {
+        let there = &self.there;
+        let leaving = there.exceed(self.wanted);
         if leaving && there.pods > there.asked {
             let why = format!("waiting for {POSTGRES}-{} to be gone", there.pods - 1);
-            return Ok(leave(for_now, why, Duration::MAX));
+            return Ok((Move::Stay(why), Duration::MAX));
         }
         // Else its template is about to be another one.
         let as_planned = is_as_planned(&planned.with_replicas(there.asked), set);
         let Some(revision) = there.revision.as_ref().filter(|_| as_planned) else {
-            if !leaving {
-                return Ok(Members::default());
-            }
             let why = "waiting for the StatefulSet to be as planned".to_owned();
-            return Ok(leave(for_now, why, Duration::MAX));
+            let next = if leaving { Move::Stay(why) } else { Move::Over };
+            return Ok((next, Duration::MAX));
         };
         let members = self.members(there.asked).await?;
         let lock = self.lock().await?;
         let now = Utc::now();
         let newest = members.iter().filter_map(MemberView::created).max();
         let unchanged = newest.and_then(|newest| (now - newest).to_std().ok());
-        let unchanged = unchanged.unwrap_or_default();
         let rollout = Rollout {
             revision,
             members: &members,
@@ -162,51 +189,59 @@ impl<'a> ManagedPostgres<'a> {
                 .budget
                 .is_some_and(|budget| lets_one_go(&budget.body())),
         };
-        let next =
-            (there.asked > self.wanted).then(|| patroni::next(POSTGRES, &members, &lock, now));
-        // Nobody waits until one has been made anew that goes, and that does not serve.
-        let broken = members.last().is_some_and(|last| !last.is_ready());
-        let goes = broken && matches!(next, Some(Next::Without(_)));
-        if !goes && let Some(why) = self.roll(&rollout, now).await? {
-            return Ok(Members {
-                set: leaving.then_some(for_now),
-                step: Some(Step::waiting("MembersRolling", why)),
-                unchanged,
-            });
-        }
-        let (set, why) = match next {
-            None => return Ok(Members::default()),
-            Some(Next::Keep(why)) => (for_now, why),
-            Some(Next::Without(member)) => {
-                tracing::info!(cell = self.cell.name, member, "PostgreSQL lets a member go");
-                let fewer = planned.with_replicas(there.asked - 1);
-                (fewer, format!("{member} is leaving"))
-            }
+        let next = next_move(POSTGRES, &rollout, there.asked > self.wanted, now);
+        let unproven = match &next {
+            Move::Replace(Replaced { member, serves, .. }) if *serves && members.len() > 1 => self
+                .unproven(member, &members, &lock)
+                .await?
+                .map(Move::Roll),
+            Move::Leave(member) => self
+                .unproven(member, &members, &lock)
+                .await?
+                .map(Move::Stay),
+            _ => None,
         };
-        Ok(leave(set, why, unchanged))
+        Ok((unproven.unwrap_or(next), unchanged.unwrap_or_default()))
     }
 
-    /// Replaces one member if it is to be made anew and its turn has come. What is waited for then.
-    async fn roll(
+    /// Why a member may not go after all: what is known of the others may be older than their deaths.
+    async fn unproven(
         &self,
-        rollout: &Rollout<'_>,
-        now: DateTime<Utc>,
+        member: &str,
+        members: &[MemberView],
+        lock: &LockView,
     ) -> Result<Option<String>, ReconcileError> {
-        let next = match rollout.turn(now) {
-            Turn::Over => return Ok(None),
-            Turn::Wait(why) => return Ok(Some(why)),
-            Turn::Replace(next) => next,
+        let leads = lock.holder.as_deref() == Some(member);
+        let proof = self.context.proof.as_ref();
+        let ledger = self.context.ledger.as_ref();
+        let followers = match proof.followers(self.server, leads, ledger).await {
+            Ok(followers) => followers,
+            Err(StoreError::Interrupted(interrupted)) => return Err(interrupted.into()),
+            Err(error) => return Ok(Some(format!("{member} has to go, but {error}"))),
         };
+        let follows = |other: &MemberView| {
+            let waited_for = !lock.synchronous || lock.standbys.contains(&other.name);
+            other.is_ready() && waited_for && followers.contains(&other.name)
+        };
+        if leads && !members.iter().any(follows) {
+            return Ok(Some(format!(
+                "{member} has to go, but no standby that may follow it has what it has just committed"
+            )));
+        }
+        Ok(None)
+    }
+
+    /// Replaces a member; what is waited for then.
+    async fn replace(&self, next: &Replaced) -> Result<String, ReconcileError> {
         let (client, name) = (&self.context.client, &self.cell.name);
         let member = &next.member;
-        let refused = replace(client, name, &next, self.context.ledger.as_ref()).await?;
-        if refused.is_none() {
+        let refused = replace(client, name, next, self.context.ledger.as_ref()).await?;
+        Ok(if let Some(why) = refused {
+            format!("{member} has to be replaced, but {why}")
+        } else {
             tracing::info!(cell = name, member, "PostgreSQL has a member replaced");
-        }
-        Ok(Some(refused.map_or_else(
-            || format!("{member} is being replaced"),
-            |why| format!("{member} has to be replaced, but {why}"),
-        )))
+            format!("{member} is being replaced")
+        })
     }
 
     async fn lock(&self) -> Result<LockView, ReconcileError> {

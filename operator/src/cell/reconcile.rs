@@ -290,7 +290,12 @@ impl Pass<'_> {
         progress: &mut Progress,
     ) -> Result<Option<Services>, ReconcileError> {
         self.apply(|stage| *stage == Stage::Foundation).await?;
-        let managed = ManagedPostgres::of(self.valid, self.live, self.context);
+        let managed = ManagedPostgres::of(
+            self.valid,
+            self.live,
+            &self.credentials.postgres,
+            self.context,
+        );
         let members = match &managed {
             Some(managed) => managed.take_turns(&self.desired.objects).await?,
             None => Members::default(),

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -19,8 +21,10 @@ use titan_operator::cell::{ReconcileError, Waiting};
 use titan_operator::cluster::Compared;
 use titan_operator::context::{Context, KafkaAdmins};
 use titan_operator::echoes::Echoes;
-use titan_operator::ledger::Ledger;
+use titan_operator::ledger::{Ledger, System};
 use titan_operator::metrics::Metrics;
+use titan_operator::stores::StoreError;
+use titan_operator::stores::postgres::Proof;
 use titan_operator::tables::Tables;
 use titan_operator::{cell, fleet};
 use titan_planner::cell::ServerCredentials;
@@ -76,6 +80,36 @@ pub struct World {
     /// The routing tables that the operator of the moment has in memory.
     tables: Mutex<Arc<Tables>>,
     compared: Arc<Compared>,
+    /// What the PostgreSQL that Patroni would run says of itself.
+    pub said: Arc<Said>,
+}
+
+/// The standbys that have what a leader commits; `None` where no leader does. Nothing but the names of such servers is real
+/// here: see the scenarios in `e2e`.
+pub struct Said(pub Mutex<Option<Vec<String>>>);
+
+impl Default for Said {
+    fn default() -> Self {
+        let all = (0..3).map(|number| format!("postgres-{number}"));
+        Said(Mutex::new(Some(all.collect())))
+    }
+}
+
+impl Proof for Said {
+    fn followers<'a>(
+        &'a self,
+        server: &'a ServerCredentials,
+        _: bool,
+        _: &'a dyn Ledger,
+    ) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = said.clone().ok_or_else(|| StoreError::Unreachable {
+            system: System::Postgres,
+            address: server.host.clone(),
+            detail: "no leader confirmed a commit".to_owned(),
+        });
+        std::future::ready(said).boxed()
+    }
 }
 
 impl World {
@@ -95,6 +129,7 @@ impl World {
             base: i64::try_from(number).unwrap() * 1_000_000,
             tables: Mutex::new(fresh_tables()),
             compared: Arc::default(),
+            said: Arc::default(),
         };
         world
             .secret(
@@ -318,6 +353,7 @@ impl World {
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),
             echoes: Arc::new(Echoes::default()),
+            proof: self.said.clone(),
             compared: self.compared.clone(),
             waiting: Waiting::default(),
             failures: Failures::default(),

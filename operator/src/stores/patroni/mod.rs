@@ -9,13 +9,14 @@ mod loss;
 mod rollout;
 mod settings;
 mod shrink;
+mod turn;
 mod view;
 
 pub use failover::{Decision, decide, hasten_failover};
 pub use loss::{forget_lost_data, is_lost, was_made};
-pub use rollout::{Replaced, Rollout, Turn, replace};
+pub use rollout::{Replaced, Rollout, replace};
 pub use settings::reconfigure;
-pub use shrink::{Next, next};
+pub use turn::{Move, next_move};
 pub use view::{LockView, MemberView, PodState, SetView};
 
 use k8s_openapi::api::core::v1::ConfigMap;

@@ -11,6 +11,7 @@
 mod look;
 mod ownership;
 mod plan;
+mod proof;
 mod scram;
 mod session;
 
@@ -20,6 +21,7 @@ use titan_planner::cell::{ServerCredentials, ServiceSchema};
 use uuid::Uuid;
 
 pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
+pub use proof::{Commit, Proof};
 
 use self::look::DatabaseState;
 use self::session::{MAINTENANCE, Opened, Session};

@@ -155,7 +155,7 @@ impl Session {
     }
 }
 
-fn unreachable(address: &str, detail: String) -> StoreError {
+pub(super) fn unreachable(address: &str, detail: String) -> StoreError {
     StoreError::Unreachable {
         system: System::Postgres,
         address: address.to_owned(),

@@ -1,5 +1,6 @@
 //! Databases, roles and schemas on a real PostgreSQL.
 
+mod proof;
 mod repair;
 
 use std::collections::BTreeMap;

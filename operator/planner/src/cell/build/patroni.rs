@@ -25,6 +25,9 @@ const REMOVE_AFTER_REWIND: &str = "remove_data_directory_on_rewind_failure";
 const REMOVE_DIVERGED: &str = "remove_data_directory_on_diverged_timelines";
 /// How a new member copies its leader.
 const BASE_BACKUP: &str = "basebackup";
+/// After how long without an answer from a standby its leader hangs up. While a standby that is cut off seems to be connected,
+/// commits wait for it, and the default is a minute; CloudNativePG has five seconds, too.
+const SENDER_TIMEOUT: &str = "wal_sender_timeout";
 /// The role that replicates.
 pub(super) const REPLICATION_USER: &str = "replicator";
 
@@ -78,6 +81,7 @@ pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
                 "max_replication_slots": 20,
                 // A standby that has lost its leader looks for the next one this often; the default is 5 s.
                 "wal_retrieve_retry_interval": "500ms",
+                SENDER_TIMEOUT: "5s",
                 "max_worker_processes": 16,
                 "max_locks_per_transaction": 256,
                 "wal_log_hints": "on",
@@ -113,13 +117,18 @@ fn merge(into: &mut Value, from: Value) {
 }
 
 /// What of the configuration file a member has to be started anew for: of the settings that Patroni keeps for the whole cluster
-/// those of PostgreSQL alone, and not how a member is made.
+/// those of PostgreSQL alone, without one that servers take up as they run, and not how a member is made.
 ///
 /// One member instead of three that replicate synchronously must not restart any: one that goes may be the last to know what
 /// one that is restarted without a volume forgets. So one that is alone counts as having their settings.
 pub(super) fn needs_restart(mut configuration: Value, alone: bool) -> Value {
     if let Some(Value::Object(settings)) = configuration.pointer_mut("/bootstrap/dcs") {
         settings.retain(|name, _| name == "postgresql");
+    }
+    if let Some(Value::Object(parameters)) =
+        configuration.pointer_mut("/bootstrap/dcs/postgresql/parameters")
+    {
+        parameters.remove(SENDER_TIMEOUT);
     }
     if let Some(Value::Object(settings)) = configuration.get_mut("postgresql") {
         settings.remove(BASE_BACKUP);
