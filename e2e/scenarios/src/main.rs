@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a command line speaks to its user")]
 
+mod cables;
 mod cluster;
 mod deaths;
 mod deletion;
@@ -139,6 +140,11 @@ const ALL: &[Scenario] = &[
         name: "members-come-and-go",
         shows: "a PostgreSQL grows, is replaced member by member and shrinks, and no acknowledged write is lost",
         run: |cluster| members::come_and_go(cluster).boxed_local(),
+    },
+    Scenario {
+        name: "members-cut-off",
+        shows: "the leader of PostgreSQL and its standby are cut off, orders are taken again within 30 s, and none is lost",
+        run: |cluster| cables::members_cut_off(cluster).boxed_local(),
     },
     Scenario {
         name: "deletion",
