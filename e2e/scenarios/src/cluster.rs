@@ -40,6 +40,11 @@ impl Cluster {
         })
     }
 
+    /// Whether the nodes are this machine: it is so where the apiserver's log is.
+    pub const fn is_here(&self) -> bool {
+        self.audit_log.is_some()
+    }
+
     pub fn cells(&self) -> Api<Cell> {
         Api::all(self.client.clone())
     }

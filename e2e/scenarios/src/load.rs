@@ -33,7 +33,7 @@ pub struct Record {
     pub carts: Vec<CartRecord>,
     /// Attempts that failed. The customer repeats them with the same idempotency key.
     pub failed_attempts: usize,
-    /// The longest time without any confirmation.
+    /// The longest time that a customer was without a confirmation.
     pub longest_gap: Duration,
 }
 
@@ -179,6 +179,7 @@ impl Customer {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+        self.record.longest_gap = self.record.longest_gap.max(self.last.elapsed());
         None
     }
 }

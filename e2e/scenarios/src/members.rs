@@ -55,7 +55,7 @@ impl Change {
     }
 
     async fn carry_out(self, cluster: &Cluster) -> Result<Value> {
-        let before = Members::read(cluster).await?;
+        let before = Members::read(cluster, CELL).await?;
         let replaces = self.replaces();
         let wanted = self.postgres.get("members").and_then(Value::as_u64);
         let wanted = wanted.map_or(before.uids.len(), |wanted| wanted as usize);
@@ -64,7 +64,7 @@ impl Change {
         let patch = json!({"spec": {"databases": {"postgres": self.postgres}}});
         cluster.patch(CELL, patch).await?;
         let after = until(LIMIT, async || {
-            let now = Members::read(cluster).await?;
+            let now = Members::read(cluster, CELL).await?;
             let stays = |(name, uid)| before.uids.get(name) == Some(uid);
             let done = now.uids.len() == wanted
                 && now.ready == wanted
@@ -97,11 +97,11 @@ impl Change {
 
 /// Kills the leader, and waits until another one leads and all are ready again.
 async fn pass_on_the_lead(cluster: &Cluster) -> Result<()> {
-    let before = Members::read(cluster).await?;
+    let before = Members::read(cluster, CELL).await?;
     let leader = before.leader.context("nobody leads")?;
     cluster.kill(CELL, &leader).await?;
     until(LIMIT, async || {
-        let now = Members::read(cluster).await?;
+        let now = Members::read(cluster, CELL).await?;
         let passed = now.leader.is_some_and(|now| now != leader);
         Ok((passed && now.ready == before.ready && now.uids != before.uids).then_some(()))
     })
@@ -110,11 +110,15 @@ async fn pass_on_the_lead(cluster: &Cluster) -> Result<()> {
     cluster.wait_ready(CELL).await
 }
 
-/// The members of the cell's PostgreSQL.
-struct Members {
+/// The members of a cell's PostgreSQL.
+pub struct Members {
     uids: HashMap<String, String>,
-    ready: usize,
-    leader: Option<String>,
+    /// How many are ready.
+    pub ready: usize,
+    /// Who leads.
+    pub leader: Option<String>,
+    /// For whom the leader waits.
+    pub standby: Option<String>,
     /// The one whose pod was made last.
     newest: Option<String>,
     /// How often another one began to lead, as Patroni counts it.
@@ -122,12 +126,15 @@ struct Members {
 }
 
 impl Members {
-    async fn read(cluster: &Cluster) -> Result<Self> {
+    /// As they are.
+    pub async fn read(cluster: &Cluster, cell: &str) -> Result<Self> {
         let members = ListParams::default().labels("app.kubernetes.io/name=postgres");
-        let pods = cluster.pods(CELL).list(&members).await?.items;
-        let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), CELL);
+        let pods = cluster.pods(cell).list(&members).await?.items;
+        let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), cell);
         let lock = maps.get("postgres-leader").await?;
         let said = lock.annotations();
+        let sync = maps.get_opt("postgres-sync").await?;
+        let waited_for = |sync: ConfigMap| sync.annotations().get("sync_standby").cloned();
         Ok(Members {
             ready: pods.iter().filter(|pod| is_ready(pod)).count(),
             uids: pods
@@ -135,6 +142,7 @@ impl Members {
                 .filter_map(|pod| Some((pod.name_any(), pod.uid()?)))
                 .collect(),
             leader: said.get("leader").cloned(),
+            standby: sync.and_then(waited_for).filter(|name| !name.is_empty()),
             newest: pods
                 .iter()
                 .max_by_key(|pod| pod.creation_timestamp())

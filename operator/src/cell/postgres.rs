@@ -133,11 +133,11 @@ impl<'a> ManagedPostgres<'a> {
         if there.rolled && !leaving {
             return Ok(Members::default());
         }
-        let (next, unchanged) = self.next_move(set, planned).await?;
+        let (next, unchanged) = self.confirmed_move(set, planned).await?;
         let (replicas, step) = match next {
-            Move::Over => return Ok(Members::default()),
-            Move::Roll(why) => (there.asked, Step::waiting("MembersRolling", why)),
-            Move::Stay(why) => (there.asked, Step::waiting("MembersLeaving", why)),
+            Move::Nothing => return Ok(Members::default()),
+            Move::WaitToReplace(why) => (there.asked, Step::waiting("MembersRolling", why)),
+            Move::WaitToLeave(why) => (there.asked, Step::waiting("MembersLeaving", why)),
             Move::Replace(next) => {
                 let why = self.replace(&next).await?;
                 (there.asked, Step::waiting("MembersRolling", why))
@@ -156,8 +156,8 @@ impl<'a> ManagedPostgres<'a> {
         })
     }
 
-    /// What members do next, and for how long none has been made.
-    async fn next_move(
+    /// What members do next, confirmed by PostgreSQL where one of them goes, and for how long none has been made.
+    async fn confirmed_move(
         &self,
         set: &LiveObject,
         planned: &Object,
@@ -166,13 +166,17 @@ impl<'a> ManagedPostgres<'a> {
         let leaving = there.exceed(self.wanted);
         if leaving && there.pods > there.asked {
             let why = format!("waiting for {POSTGRES}-{} to be gone", there.pods - 1);
-            return Ok((Move::Stay(why), Duration::MAX));
+            return Ok((Move::WaitToLeave(why), Duration::MAX));
         }
         // Else its template is about to be another one.
         let as_planned = is_as_planned(&planned.with_replicas(there.asked), set);
         let Some(revision) = there.revision.as_ref().filter(|_| as_planned) else {
             let why = "waiting for the StatefulSet to be as planned".to_owned();
-            let next = if leaving { Move::Stay(why) } else { Move::Over };
+            let next = if leaving {
+                Move::WaitToLeave(why)
+            } else {
+                Move::Nothing
+            };
             return Ok((next, Duration::MAX));
         };
         let members = self.members(there.asked).await?;
@@ -190,45 +194,15 @@ impl<'a> ManagedPostgres<'a> {
                 .is_some_and(|budget| lets_one_go(&budget.body())),
         };
         let next = next_move(POSTGRES, &rollout, there.asked > self.wanted, now);
-        let unproven = match &next {
-            Move::Replace(Replaced { member, serves, .. }) if *serves && members.len() > 1 => self
-                .unproven(member, &members, &lock)
-                .await?
-                .map(Move::Roll),
-            Move::Leave(member) => self
-                .unproven(member, &members, &lock)
-                .await?
-                .map(Move::Stay),
-            _ => None,
-        };
-        Ok((unproven.unwrap_or(next), unchanged.unwrap_or_default()))
-    }
-
-    /// Why a member may not go after all: what is known of the others may be older than their deaths.
-    async fn unproven(
-        &self,
-        member: &str,
-        members: &[MemberView],
-        lock: &LockView,
-    ) -> Result<Option<String>, ReconcileError> {
-        let leads = lock.holder.as_deref() == Some(member);
+        let witnesses = next.witnesses(&members, &lock);
         let proof = self.context.proof.as_ref();
         let ledger = self.context.ledger.as_ref();
-        let followers = match proof.followers(self.server, leads, ledger).await {
-            Ok(followers) => followers,
+        let confirmed = match proof.commit(self.server, &witnesses, ledger).await {
+            Ok(()) => next,
             Err(StoreError::Interrupted(interrupted)) => return Err(interrupted.into()),
-            Err(error) => return Ok(Some(format!("{member} has to go, but {error}"))),
+            Err(error) => next.unconfirmed(&error.to_string()),
         };
-        let follows = |other: &MemberView| {
-            let waited_for = !lock.synchronous || lock.standbys.contains(&other.name);
-            other.is_ready() && waited_for && followers.contains(&other.name)
-        };
-        if leads && !members.iter().any(follows) {
-            return Ok(Some(format!(
-                "{member} has to go, but no standby that may follow it has what it has just committed"
-            )));
-        }
-        Ok(None)
+        Ok((confirmed, unchanged.unwrap_or_default()))
     }
 
     /// Replaces a member; what is waited for then.

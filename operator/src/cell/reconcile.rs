@@ -1,7 +1,8 @@
 //! One pass over one Cell: dereference, validate, build, apply, update the status.
 //!
 //! Every pass starts from what is there now, not from what an earlier pass remembers, and may end after any write. What a pass
-//! found is remembered for one thing, a look at pods in between that writes nothing but the status.
+//! found is remembered for two things only: a look at pods in between that writes nothing but the status, and which objects of which version
+//! need not be compared again.
 
 use std::sync::Arc;
 

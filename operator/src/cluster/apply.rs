@@ -151,7 +151,7 @@ async fn apply_one(scope: Scope<'_>, object: &Object) -> Result<Applied, ApplyEr
             name: object.name.clone(),
         });
     }
-    if scope.compared.or(object, live, is_as_planned) {
+    if scope.compared.is_as_planned(object, live, is_as_planned) {
         return Ok(Applied::default());
     }
     scope.client.apply(object, live).await.map_err(fail)?;

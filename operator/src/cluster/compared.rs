@@ -14,7 +14,7 @@ use crate::cluster::LiveObject;
 const REMEMBERED: usize = 1 << 18;
 
 /// Fingerprints of objects together with the plans that they were found to be as. Each place holds the last of those that
-/// fall on it; 2 MiB when all of them are taken.
+/// fall on it; 2 MiB.
 pub struct Compared {
     fingerprints: Box<[AtomicU64]>,
     hasher: RandomState,
@@ -31,7 +31,7 @@ impl Default for Compared {
 
 impl Compared {
     /// Whether the object is as planned: by memory, or by a look that is remembered if it is.
-    pub(super) fn or(
+    pub(super) fn is_as_planned(
         &self,
         object: &Object,
         live: &LiveObject,
@@ -72,7 +72,7 @@ mod tests {
         let compared = Compared::default();
         let is_compared = |object: &Object, live: &LiveObject, answer: bool| {
             let mut looked = false;
-            let said = compared.or(object, live, |_, _| {
+            let said = compared.is_as_planned(object, live, |_, _| {
                 looked = true;
                 answer
             });

@@ -24,7 +24,7 @@ use titan_operator::echoes::Echoes;
 use titan_operator::ledger::{Ledger, System};
 use titan_operator::metrics::Metrics;
 use titan_operator::stores::StoreError;
-use titan_operator::stores::postgres::Proof;
+use titan_operator::stores::postgres::{Proof, Witnesses};
 use titan_operator::tables::Tables;
 use titan_operator::{cell, fleet};
 use titan_planner::cell::ServerCredentials;
@@ -80,35 +80,40 @@ pub struct World {
     /// The routing tables that the operator of the moment has in memory.
     tables: Mutex<Arc<Tables>>,
     compared: Arc<Compared>,
-    /// What the PostgreSQL that Patroni would run says of itself.
-    pub said: Arc<Said>,
+    /// Which members of the PostgreSQL that Patroni would run live.
+    pub living: Arc<Living>,
 }
 
-/// The standbys that have what a leader commits; `None` where no leader does. Nothing but the names of such servers is real
-/// here: see the scenarios in `e2e`.
-pub struct Said(pub Mutex<Option<Vec<String>>>);
+/// The members that live, the leader among them, as PostgreSQL would show. Nothing but the names of such servers is real here: see
+/// the scenarios in `e2e`.
+pub struct Living(pub Mutex<Vec<String>>);
 
-impl Default for Said {
+impl Default for Living {
     fn default() -> Self {
         let all = (0..3).map(|number| format!("postgres-{number}"));
-        Said(Mutex::new(Some(all.collect())))
+        Living(Mutex::new(all.collect()))
     }
 }
 
-impl Proof for Said {
-    fn followers<'a>(
+impl Proof for Living {
+    fn commit<'a>(
         &'a self,
         server: &'a ServerCredentials,
-        _: bool,
+        witnesses: &'a Witnesses,
         _: &'a dyn Ledger,
-    ) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
-        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = said.clone().ok_or_else(|| StoreError::Unreachable {
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        let living = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = match witnesses {
+            Witnesses::Nobody => true,
+            Witnesses::Leader => !living.is_empty(),
+            Witnesses::OneOf(standbys) => standbys.iter().any(|name| living.contains(name)),
+        };
+        let dead = || StoreError::Unreachable {
             system: System::Postgres,
             address: server.host.clone(),
-            detail: "no leader confirmed a commit".to_owned(),
-        });
-        std::future::ready(said).boxed()
+            detail: "nobody commits".to_owned(),
+        };
+        std::future::ready(answer.then_some(()).ok_or_else(dead)).boxed()
     }
 }
 
@@ -129,7 +134,7 @@ impl World {
             base: i64::try_from(number).unwrap() * 1_000_000,
             tables: Mutex::new(fresh_tables()),
             compared: Arc::default(),
-            said: Arc::default(),
+            living: Arc::default(),
         };
         world
             .secret(
@@ -353,7 +358,7 @@ impl World {
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),
             echoes: Arc::new(Echoes::default()),
-            proof: self.said.clone(),
+            proof: self.living.clone(),
             compared: self.compared.clone(),
             waiting: Waiting::default(),
             failures: Failures::default(),

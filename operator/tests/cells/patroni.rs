@@ -216,10 +216,10 @@ impl Three {
         }
     }
 
-    /// PostgreSQL says that these have what its leader commits, or that nobody commits.
-    fn says(&self, followers: Option<&[&str]>) {
-        let followers = followers.map(|names| names.iter().map(|&name| name.to_owned()).collect());
-        *self.world.said.0.lock().unwrap() = followers;
+    /// Of the members, only these live, whatever anybody else says.
+    fn live(&self, members: &[&str]) {
+        let members = members.iter().map(|&name| name.to_owned()).collect();
+        *self.world.living.0.lock().unwrap() = members;
     }
 
     async fn change(&self, postgres: Value) {
@@ -268,15 +268,9 @@ async fn members_go_one_by_one() {
     three.knows("postgres-1", "").await;
     assert_eq!(replicas().await, 2, "only postgres-1 has all of the data");
     three.knows("postgres-1", "postgres-0").await;
-    three.says(None);
-    assert_eq!(replicas().await, 2, "nobody commits");
-    three.says(Some(&["postgres-1"]));
-    assert_eq!(
-        replicas().await,
-        2,
-        "postgres-0 is dead, and nobody else knows"
-    );
-    three.says(Some(&["postgres-0"]));
+    three.live(&["postgres-1"]);
+    assert_eq!(replicas().await, 2, "postgres-0 is dead");
+    three.live(&["postgres-0", "postgres-1"]);
     assert_eq!(replicas().await, 1);
     has(2).await;
     replicas().await;
@@ -338,13 +332,11 @@ async fn members_are_replaced_one_by_one() {
     assert!(refused.unwrap().is_some(), "one that was looked at before");
     // The apiserver takes it off the budget before it looks at the uid.
     budget(1).await;
-    three.says(None);
-    assert_eq!(
-        goes().await,
-        None,
-        "the leader is dead, and nobody else knows"
-    );
-    three.says(Some(&[]));
+    three.live(&["postgres-0", "postgres-2"]);
+    three.knows("postgres-2", "postgres-1").await;
+    assert_eq!(goes().await, None, "postgres-1 is dead");
+    three.live(&["postgres-1", "postgres-2"]);
+    three.knows("postgres-2", "postgres-1").await;
     assert_eq!(goes().await.unwrap(), "kubernetes evict postgres-0");
     budget(1).await;
     assert_eq!(goes().await, None, "postgres-0 is away");
@@ -358,15 +350,10 @@ async fn members_are_replaced_one_by_one() {
     three.has(3, 2, "b").await;
     three.knows("postgres-2", "postgres-1").await;
     budget(1).await;
-    for followers in [&[][..], &["postgres-0"]] {
-        three.says(Some(followers));
-        assert_eq!(
-            goes().await,
-            None,
-            "postgres-1 is dead, and nobody else knows"
-        );
-    }
-    three.says(Some(&["postgres-1"]));
+    three.live(&["postgres-0", "postgres-2"]);
+    assert_eq!(goes().await, None, "postgres-0 may be behind");
+    three.live(&["postgres-1", "postgres-2"]);
+    three.knows("postgres-2", "postgres-1").await;
     assert_eq!(goes().await.unwrap(), "kubernetes evict postgres-2");
     three.starts("postgres-2", "b").await;
     three.has(3, 3, "b").await;

@@ -2,21 +2,22 @@
 //! cannot know or must not decide.
 //!
 //! Patroni keeps the memory of its cluster in annotations of ConfigMaps and pods of the namespace. All that is done here
-//! is done to those, never to PostgreSQL, and only if they have not changed since they were read.
+//! is done to those and to pods, never to PostgreSQL, and only if they have not changed since they were read. Whether a member may
+//! go is decided here by what Kubernetes and Patroni say; PostgreSQL has the last word, see `Proof`.
 
 mod failover;
 mod loss;
+mod moves;
 mod rollout;
 mod settings;
 mod shrink;
-mod turn;
 mod view;
 
 pub use failover::{Decision, decide, hasten_failover};
 pub use loss::{forget_lost_data, is_lost, was_made};
+pub use moves::{Move, next_move};
 pub use rollout::{Replaced, Rollout, replace};
 pub use settings::reconfigure;
-pub use turn::{Move, next_move};
 pub use view::{LockView, MemberView, PodState, SetView};
 
 use k8s_openapi::api::core::v1::ConfigMap;

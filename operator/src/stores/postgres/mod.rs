@@ -21,7 +21,7 @@ use titan_planner::cell::{ServerCredentials, ServiceSchema};
 use uuid::Uuid;
 
 pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
-pub use proof::{Commit, Proof};
+pub use proof::{Commit, Proof, Witnesses};
 
 use self::look::DatabaseState;
 use self::session::{MAINTENANCE, Opened, Session};

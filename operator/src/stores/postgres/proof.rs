@@ -2,37 +2,50 @@
 //!
 //! That a pod is ready, and that its lock was renewed, was true some seconds ago: ten of them after its node lost power, and
 //! up to a minute before anybody else knows. Who lets a member go on such news may let the last one go that lives. So the leader is
-//! asked to commit something, and its standbys are asked whether they have it: that is how things are now.
+//! asked to commit something, and a standby has to have flushed it: that they live is true now, and so is that the standby has
+//! everything that was acknowledged before.
 
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use titan_planner::cell::ServerCredentials;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::session::{MAINTENANCE, Session, unreachable};
 use crate::ledger::Ledger;
 use crate::stores::Result;
 
-/// For how long to wait for the leader and its standbys: those that live take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// How often to ask for the standbys meanwhile.
+/// For how long to wait for the leader: one that lives takes milliseconds. Longer than for its connection alone, of which the
+/// session tells.
+const COMMIT: Duration = Duration::from_secs(5);
+/// For how long to wait for a standby after that, and how often to ask.
+const FLUSH: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Asks a leader for a proof of life.
+/// Who has to show that they live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Witnesses {
+    /// Nobody.
+    Nobody,
+    /// The leader.
+    Leader,
+    /// The leader, and one of these standbys, by their `application_name`.
+    OneOf(Vec<String>),
+}
+
+/// Asks for a proof of life.
 pub trait Proof: Send + Sync {
-    /// Has the leader commit a transaction that changes nothing. Returns the standbys, by their `application_name`, that have it
-    /// on their disks; waits until there is one where `wanted`.
+    /// Has the leader commit a transaction that changes nothing, if there have to be witnesses.
     ///
     /// # Errors
-    /// There is no leader that commits, or no such standby, within three seconds.
-    fn followers<'a>(
+    /// No leader commits within five seconds, or none of the standbys has that on its disk three seconds later.
+    fn commit<'a>(
         &'a self,
         server: &'a ServerCredentials,
-        wanted: bool,
+        witnesses: &'a Witnesses,
         ledger: &'a dyn Ledger,
-    ) -> BoxFuture<'a, Result<Vec<String>>>;
+    ) -> BoxFuture<'a, Result<()>>;
 }
 
 /// The proof that PostgreSQL gives.
@@ -40,58 +53,72 @@ pub trait Proof: Send + Sync {
 pub struct Commit;
 
 impl Proof for Commit {
-    fn followers<'a>(
+    fn commit<'a>(
         &'a self,
         server: &'a ServerCredentials,
-        wanted: bool,
+        witnesses: &'a Witnesses,
         ledger: &'a dyn Ledger,
-    ) -> BoxFuture<'a, Result<Vec<String>>> {
+    ) -> BoxFuture<'a, Result<()>> {
         async move {
+            let standbys = match witnesses {
+                Witnesses::Nobody => return Ok(()),
+                Witnesses::Leader => None,
+                Witnesses::OneOf(standbys) => Some(standbys),
+            };
             ledger.may_write()?;
-            timeout(PATIENCE, followers(server, wanted))
-                .await
-                .unwrap_or_else(|_| {
-                    let address = format!("{}:{}", server.host, server.port);
-                    let who = if wanted { "standby" } else { "leader" };
-                    let limit = PATIENCE.as_secs();
-                    let detail = format!("no {who} confirmed a commit within {limit} s");
-                    Err(unreachable(&address, detail))
-                })
+            let (mut session, at) = timeout(COMMIT, commit(server)).await.unwrap_or_else(|_| {
+                let address = format!("{}:{}", server.host, server.port);
+                let limit = COMMIT.as_secs();
+                let detail = format!("its leader did not commit within {limit} s");
+                Err(unreachable(&address, detail))
+            })?;
+            let flushed = match standbys {
+                None => Ok(()),
+                Some(standbys) => await_flush(&mut session, &at, standbys).await,
+            };
+            session.close().await;
+            flushed
         }
         .boxed()
     }
 }
 
-async fn followers(server: &ServerCredentials, wanted: bool) -> Result<Vec<String>> {
+/// Commits a message. Returns where in the log it is.
+async fn commit(server: &ServerCredentials) -> Result<(Session, String)> {
     let mut session = Session::open_existing(server, MAINTENANCE).await?;
-    let found = ask(&mut session, wanted).await;
-    session.close().await;
-    found
-}
-
-async fn ask(session: &mut Session, wanted: bool) -> Result<Vec<String>> {
     // Nobody can be made to stop waiting for a standby inside of a commit: the server would keep this session for as long.
     let alone = sqlx::query("SET synchronous_commit TO local");
     session.read("commit without waiting", alone).await?;
     // Into the log, and into nothing else.
-    let commit = sqlx::query("SELECT pg_logical_emit_message(true, 'titan.proof', '')::text AS at");
-    let rows = session.read("commit a message", commit).await?;
-    let mut at = String::new();
-    for row in &rows {
-        at = session.column(row, "at")?;
-    }
-    loop {
-        let have = sqlx::query(
-            "SELECT application_name AS name FROM pg_stat_replication WHERE flush_lsn >= $1::text::pg_lsn",
+    let message = "SELECT pg_logical_emit_message(true, 'titan.proof', '')::text AS at";
+    let rows = session
+        .read("commit a message", sqlx::query(message))
+        .await?;
+    let at = rows
+        .first()
+        .map(|row| session.column(row, "at"))
+        .transpose()?;
+    Ok((session, at.unwrap_or_default()))
+}
+
+async fn await_flush(session: &mut Session, at: &str, standbys: &[String]) -> Result<()> {
+    let deadline = Instant::now() + FLUSH;
+    while Instant::now() < deadline {
+        let flushed = sqlx::query(
+            "SELECT FROM pg_stat_replication WHERE application_name = ANY ($1) AND flush_lsn >= $2::text::pg_lsn",
         )
-        .bind(at.clone());
-        let rows = session.read("look for standbys", have).await?;
-        let names: Result<Vec<String>> =
-            rows.iter().map(|row| session.column(row, "name")).collect();
-        let names = names?;
-        if !names.is_empty() || !wanted {
-            return Ok(names);
+        .bind(standbys.to_vec())
+        .bind(at.to_owned());
+        if !session.read("look for standbys", flushed).await?.is_empty() {
+            return Ok(());
         }
         sleep(PAUSE).await;
     }
+    let standbys = match standbys {
+        [] => "no standby that may lead".to_owned(),
+        names => format!("no standby ({})", names.join(", ")),
+    };
+    let limit = FLUSH.as_secs();
+    let detail = format!("{standbys} had what its leader committed after {limit} s");
+    Err(unreachable(session.address(), detail))
 }

@@ -1,8 +1,7 @@
 //! What a leader and its standbys show by a commit.
 
 use nix::sys::signal::Signal;
-use titan_operator::stores::StoreError;
-use titan_operator::stores::postgres::{Commit, Proof};
+use titan_operator::stores::postgres::{Commit, Proof, Witnesses};
 use titan_testbed::process::{Server, Spec, data_dir};
 use titan_testbed::{Postgres, cache};
 
@@ -40,35 +39,44 @@ async fn only_what_lives_confirms_a_commit() {
     let there = postgres.maintenance();
     let server = credentials(&there.host, there.port, &there.user, &there.password);
     let book = Book::new();
-    let followers = async |wanted: bool| Commit.followers(&server, wanted, &book).await;
-    let unconfirmed = |answer: Result<Vec<String>, StoreError>, who: &str| {
-        let error = answer.unwrap_err();
+    let confirmed = async |witnesses: &Witnesses| Commit.commit(&server, witnesses, &book).await;
+    let unconfirmed = async |witnesses: &Witnesses, why: &str| {
+        let error = confirmed(witnesses).await.unwrap_err();
         assert!(
-            error.is_unreachable() && error.to_string().contains(who),
+            error.is_unreachable() && error.to_string().contains(why),
             "{error}"
         );
     };
+    let one_of =
+        |names: &[&str]| Witnesses::OneOf(names.iter().map(|&name| name.to_owned()).collect());
+    let first = one_of(&["postgres-1"]);
 
-    assert_eq!(followers(false).await.unwrap(), Vec::<String>::new());
-    unconfirmed(followers(true).await, "no standby");
+    confirmed(&Witnesses::Leader).await.unwrap();
+    unconfirmed(&first, "no standby (postgres-1)").await;
+    unconfirmed(&one_of(&[]), "no standby that may lead").await;
 
     let one = follower("postgres-1", there.port, &there.password);
+    let _another = follower("postgres-2", there.port, &there.password);
     let mut tries = 0;
-    while followers(true).await.is_err() {
-        tries += 1;
-        assert!(tries < 10, "the follower never followed");
+    for it in [&first, &one_of(&["postgres-2"])] {
+        while confirmed(it).await.is_err() {
+            tries += 1;
+            assert!(tries < 10, "the followers never followed");
+        }
     }
-    assert_eq!(followers(true).await.unwrap(), ["postgres-1"]);
 
     // Its connection is still there, and it has all that was written until now.
     one.signal(Signal::SIGSTOP).unwrap();
-    unconfirmed(followers(true).await, "no standby");
+    unconfirmed(&first, "no standby (postgres-1)").await;
+    let either = one_of(&["postgres-1", "postgres-2"]);
+    confirmed(&either).await.unwrap();
     one.signal(Signal::SIGCONT).unwrap();
-    assert_eq!(followers(true).await.unwrap(), ["postgres-1"]);
+    confirmed(&first).await.unwrap();
 
     // Its socket still takes connections.
     postgres.server().signal(Signal::SIGSTOP).unwrap();
-    unconfirmed(followers(false).await, "within 3 s");
+    unconfirmed(&Witnesses::Leader, "no connection within 3 s").await;
+    confirmed(&Witnesses::Nobody).await.unwrap();
     postgres.server().signal(Signal::SIGCONT).unwrap();
-    followers(false).await.unwrap();
+    confirmed(&Witnesses::Leader).await.unwrap();
 }

@@ -25,8 +25,9 @@ const REMOVE_AFTER_REWIND: &str = "remove_data_directory_on_rewind_failure";
 const REMOVE_DIVERGED: &str = "remove_data_directory_on_diverged_timelines";
 /// How a new member copies its leader.
 const BASE_BACKUP: &str = "basebackup";
-/// After how long without an answer from a standby its leader hangs up. While a standby that is cut off seems to be connected,
-/// commits wait for it, and the default is a minute; CloudNativePG has five seconds, too.
+/// After how long without an answer from a standby its leader hangs up. While one that is cut off seems to be connected, commits
+/// wait for it, and the default is a minute. CloudNativePG has five seconds, and makes an exception for members that are being
+/// copied, whose disks may be busy for longer; Patroni has no place for one.
 const SENDER_TIMEOUT: &str = "wal_sender_timeout";
 /// The role that replicates.
 pub(super) const REPLICATION_USER: &str = "replicator";
@@ -81,7 +82,7 @@ pub fn dynamic_configuration(cell: &ValidatedCell) -> Option<Value> {
                 "max_replication_slots": 20,
                 // A standby that has lost its leader looks for the next one this often; the default is 5 s.
                 "wal_retrieve_retry_interval": "500ms",
-                SENDER_TIMEOUT: "5s",
+                SENDER_TIMEOUT: "10s",
                 "max_worker_processes": 16,
                 "max_locks_per_transaction": 256,
                 "wal_log_hints": "on",
