@@ -342,6 +342,7 @@ async fn members_are_replaced_one_by_one() {
     assert_eq!(goes().await, None, "postgres-0 is away");
     three.starts("postgres-0", "b").await;
     three.has(3, 1, "b").await;
+    three.live(&["postgres-0", "postgres-1", "postgres-2"]);
     three.knows("postgres-2", "").await;
     assert_eq!(goes().await, None, "only postgres-2 has all of the data");
     three.knows("postgres-2", "postgres-1").await;
