@@ -286,7 +286,7 @@ fn paused_conditions(writer: &Conditions<'_>, services: &Step, active: bool) -> 
         ConditionType::Paused,
         "True",
         "PausedBySpec",
-        "spec.paused is true: nothing is changed until it is false",
+        "spec.paused is true: until it is false, nothing is changed, and a deletion waits",
     ));
     conditions
 }
