@@ -59,12 +59,7 @@ pub async fn operator_leader_dies(cluster: &Cluster) -> Result<Value> {
         .await?;
     cluster.wait_ready("cell-001").await?;
     let record = load.verify().await?;
-    ensure(record.failed_attempts == 0, || {
-        format!(
-            "{} requests failed because the operator's leader died",
-            record.failed_attempts
-        )
-    })?;
+    record.none_failed("the operator's leader died")?;
     Ok(json!({
         "takeoverSeconds": takeover.as_secs_f64(), "from": leader, "to": next, "traffic": told(&record),
     }))

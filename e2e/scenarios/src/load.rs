@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::cluster::until;
+use crate::cluster::{ensure, until};
 use crate::shop::Shop;
 
 /// A Redis that missed a change may show an old cart until its entry expires, after a minute; the change is in PostgreSQL.
@@ -33,8 +33,24 @@ pub struct Record {
     pub carts: Vec<CartRecord>,
     /// Attempts that failed. The customer repeats them with the same idempotency key.
     pub failed_attempts: usize,
+    /// What was said of one of those.
+    pub failure: Option<Status>,
     /// The longest time that a customer was without a confirmation.
     pub longest_gap: Duration,
+}
+
+impl Record {
+    /// Fails if any attempt did; `because` of what, in words.
+    pub fn none_failed(&self, because: &str) -> Result<()> {
+        let said = |status: &Status| format!("{:?}: {}", status.code(), status.message());
+        ensure(self.failed_attempts == 0, || {
+            format!(
+                "{} requests failed because {because}, one of them with {}",
+                self.failed_attempts,
+                self.failure.as_ref().map(said).unwrap_or_default()
+            )
+        })
+    }
 }
 
 /// What a customer knows of the cart.
@@ -78,6 +94,7 @@ impl Load {
             all.confirmed.extend(record.confirmed);
             all.carts.extend(record.carts);
             all.failed_attempts += record.failed_attempts;
+            all.failure = record.failure.or(all.failure);
             all.longest_gap = all.longest_gap.max(record.longest_gap);
         }
         if all.confirmed.is_empty() {
@@ -175,7 +192,10 @@ impl Customer {
                     self.last = Instant::now();
                     return Some(confirmed);
                 }
-                Err(_) => self.record.failed_attempts += 1,
+                Err(status) => {
+                    self.record.failed_attempts += 1;
+                    self.record.failure = Some(status);
+                }
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
