@@ -8,7 +8,7 @@ use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, ensure, is_ready, until};
+use crate::cluster::{Cluster, is_ready, until};
 use crate::load::Load;
 use crate::orders::router;
 use crate::routers::an_order;
