@@ -25,7 +25,9 @@ pub enum Addresses {
 
 struct Name {
     addresses: watch::Sender<Addresses>,
-    again: Arc<Notify>,
+    /// When the last lookup that ended began.
+    looked_up: watch::Sender<Option<Instant>>,
+    again: Notify,
 }
 
 /// Looks names up, for all threads, on the runtime of the control tasks.
@@ -33,7 +35,7 @@ pub struct Resolver {
     dns: Option<TokioResolver>,
     handle: Handle,
     config: Arc<ArcSwap<Config>>,
-    names: Mutex<HashMap<(String, u16), Name>>,
+    names: Mutex<HashMap<(String, u16), Arc<Name>>>,
 }
 
 impl Resolver {
@@ -70,28 +72,43 @@ impl Resolver {
             return name.addresses.subscribe();
         }
         let (addresses, receiver) = watch::channel(Addresses::Pending);
-        let again = Arc::new(Notify::new());
-        names.insert(
-            (host.to_owned(), port),
-            Name {
-                addresses: addresses.clone(),
-                again: Arc::clone(&again),
-            },
-        );
+        let name = Arc::new(Name {
+            addresses,
+            looked_up: watch::Sender::new(None),
+            again: Notify::new(),
+        });
+        names.insert((host.to_owned(), port), Arc::clone(&name));
         drop(names);
         let resolver = Arc::clone(self);
         let host = host.to_owned();
         self.handle
-            .spawn(async move { resolver.refresh(host, port, addresses, again).await });
+            .spawn(async move { resolver.refresh(host, port, name).await });
         receiver
     }
 
     /// Looks a name up again soon: a connection to one of its addresses failed.
     pub fn again(&self, host: &str, port: u16) {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(name) = names.get(&(host.to_owned(), port)) {
+        if let Some(name) = self.name(host, port) {
             name.again.notify_one();
         }
+    }
+
+    /// Looks a name up again, and waits for what that finds, but no longer than this.
+    pub async fn look_again(&self, host: &str, port: u16, patience: Duration) {
+        let Some(name) = self.name(host, port) else {
+            return;
+        };
+        let asked = Instant::now();
+        let mut looked_up = name.looked_up.subscribe();
+        name.again.notify_one();
+        // A lookup that is under way may have been answered already.
+        let since = looked_up.wait_for(|began| began.is_some_and(|began| began >= asked));
+        let _ = tokio::time::timeout(patience, since).await;
+    }
+
+    fn name(&self, host: &str, port: u16) -> Option<Arc<Name>> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.get(&(host.to_owned(), port)).cloned()
     }
 
     /// Every name that is followed and what is known of it.
@@ -104,19 +121,13 @@ impl Resolver {
             .collect()
     }
 
-    async fn refresh(
-        &self,
-        host: String,
-        port: u16,
-        addresses: watch::Sender<Addresses>,
-        again: Arc<Notify>,
-    ) {
+    async fn refresh(&self, host: String, port: u16, name: Arc<Name>) {
         loop {
             let config = self.config.load_full();
-            let looked_up = Instant::now();
+            let began = Instant::now();
             let pause = match self.look_up(&host, port, &config).await {
                 Ok((found, ttl)) => {
-                    addresses.send_if_modified(|known| {
+                    name.addresses.send_if_modified(|known| {
                         let changed = *known != Addresses::Known(found.clone());
                         if changed {
                             tracing::debug!(host, port, ?found, "addresses");
@@ -128,7 +139,7 @@ impl Resolver {
                         .max(config.upstream.min_ttl.0)
                 }
                 Err(error) => {
-                    addresses.send_if_modified(|known| match known {
+                    name.addresses.send_if_modified(|known| match known {
                         // The last good addresses are better than none.
                         Addresses::Known(_) => false,
                         _ => {
@@ -140,16 +151,17 @@ impl Resolver {
                     config.upstream.min_ttl.0.min(Duration::from_secs(1))
                 }
             };
+            name.looked_up.send_replace(Some(began));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = again.notified() => {
+                () = name.again.notified() => {
                     // Not more often than this, however many connections fail.
                     let at_least = Duration::from_millis(250);
-                    tokio::time::sleep(at_least.saturating_sub(looked_up.elapsed())).await;
+                    tokio::time::sleep(at_least.saturating_sub(began.elapsed())).await;
                 }
             }
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            if addresses.receiver_count() == 0 {
+            if name.addresses.receiver_count() == 0 {
                 names.remove(&(host, port));
                 return;
             }

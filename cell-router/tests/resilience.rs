@@ -261,6 +261,28 @@ async fn pods_take_turns_from_the_first_request_on() {
     assert_eq!((a.requests(), b.requests()), (5, 5));
 }
 
+#[tokio::test]
+async fn a_pod_that_came_since_the_last_lookup_takes_over_from_the_one_that_went() {
+    let (a, b) = (pod("a").await, pod("b").await);
+    let mut config = config();
+    let name = "order.cell-001.test";
+    config.hosts.insert(name.into(), vec![a.address]);
+    config.upstream.max_ttl = Span(Duration::from_hours(1));
+    let cells = [("cell-001", "cell-001.test")];
+    let table = table(1, vec![row(0, 9, "cell-001", Active)], &cells);
+    let router = router(config.clone(), Some(&table)).await;
+    let client = Client::connect(router.listen).await;
+    assert_eq!(client.get(5).await.pod(), "a");
+
+    // The name says so from now on, and nobody looks for an hour.
+    config.hosts.insert(name.into(), vec![a.address, b.address]);
+    router.shared.use_config(config).unwrap();
+    assert_eq!(client.get(5).await.pod(), "a");
+    a.stop_gracefully().await;
+    let reply = client.get(5).await;
+    assert_eq!((reply.grpc_status(), reply.pod()), (Some(0), "b"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_restart_one_after_the_other_without_a_failed_request() {
     let mut pods = vec![pod("a").await, pod("b").await, pod("c").await];

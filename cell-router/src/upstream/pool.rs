@@ -213,6 +213,23 @@ impl Pool {
         if self.pods.borrow().is_empty() {
             self.wait_for_addresses(config).await?;
         }
+        let connected = self.connect_to_any(config).await;
+        if !matches!(connected, Err(PoolError::Dial(_))) {
+            return connected;
+        }
+        // Since the last lookup pods may have come, as those went that are known here.
+        let patience = config.upstream.connect_timeout.0;
+        self.resolver
+            .look_again(&self.host, self.port, patience)
+            .await;
+        self.take_addresses(config);
+        if self.have_all_failed() {
+            return connected;
+        }
+        self.connect_to_any(config).await
+    }
+
+    async fn connect_to_any(&self, config: &Config) -> Result<Rc<Conn>, PoolError> {
         let attempts = self.pods.borrow().len().clamp(1, 3);
         let mut last = None;
         for _ in 0..attempts {
@@ -239,6 +256,12 @@ impl Pool {
         Err(PoolError::Dial(
             last.unwrap_or_else(|| format!("{} has no pods", self.host)),
         ))
+    }
+
+    fn have_all_failed(&self) -> bool {
+        let now_ms = self.clock.now_ms();
+        let pods = self.pods.borrow();
+        pods.iter().all(|pod| pod.is_ejected(now_ms))
     }
 
     /// The least busy pod that did not just fail; when all did, the least busy one. Ties take turns.
