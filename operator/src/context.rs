@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kube::Client;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::Store;
+use kube::{Api, Client};
 use titan_crds::{Cell, CellFleet, ServiceProfile};
-use tokio::sync::SetOnce;
+use tokio::sync::{OnceCell, SetOnce};
 
 use crate::attempt::Failures;
 use crate::cell::Waiting;
@@ -33,6 +34,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// The namespace of the operator, where Secrets of external servers are.
     pub system_namespace: String,
+    /// Which cluster this is, once it was asked for.
+    pub cluster: OnceCell<String>,
     /// All Cells.
     pub cells: Store<Cell>,
     /// Set when `cells` holds all Cells. (The store's own `wait_until_ready` wakes only the last of those that wait for it,
@@ -54,6 +57,21 @@ pub struct Context {
     pub waiting: Waiting,
     /// How often each object failed in a row.
     pub failures: Failures,
+}
+
+impl Context {
+    /// Which cluster this is: the uid of its namespace `kube-system`, which lives as long as the cluster does.
+    ///
+    /// # Errors
+    /// When the apiserver does not say.
+    pub async fn cluster(&self) -> Result<&str, kube::Error> {
+        let read = async || {
+            let namespaces: Api<Namespace> = Api::all(self.client.clone());
+            let system = namespaces.get_metadata("kube-system").await?;
+            Ok(system.metadata.uid.unwrap_or_default())
+        };
+        self.cluster.get_or_try_init(read).await.map(String::as_str)
+    }
 }
 
 /// Kafka admin clients by bootstrap servers: each holds connections and threads, so they are shared.

@@ -18,10 +18,10 @@ use titan_planner::fleet::claim;
 use titan_planner::object::MANAGER;
 use titan_routing::RoutingTable;
 use titan_routing::proto::FailureReport;
-use tokio::sync::SetOnce;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::{OnceCell, SetOnce};
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Failures;
@@ -89,6 +89,7 @@ pub(crate) async fn lead(
         tables,
         metrics,
         system_namespace: settings.namespace,
+        cluster: OnceCell::new(),
         cells: cells.clone(),
         cells_known: cells_known.clone(),
         profiles,

@@ -18,7 +18,7 @@ use titan_planner::status::{Step, deletion_status};
 use crate::cell::ReconcileError;
 use crate::cell::credentials::{POSTGRES_PORT, external};
 use crate::cell::dereference::{Dereferenced, as_ref, dereference};
-use crate::cell::postgres::{POSTGRES, recorded_database};
+use crate::cell::postgres::{POSTGRES, claim, recorded_database};
 use crate::cell::report;
 use crate::cluster::{Compared, LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune};
 use crate::context::Context;
@@ -230,6 +230,7 @@ async fn drop_external_database(
     let known = Database {
         name: &database,
         id: recorded_database(cell),
+        claim: Some(claim(cell, context).await?),
     };
     let server = external(context, &secret_name, POSTGRES_PORT).await?;
     let dropped = match server {

@@ -23,6 +23,7 @@ use crate::stores::patroni::{
     self, LockView, MemberView, Move, Replaced, Rollout, SetView, forget_lost_data,
     hasten_failover, next_move, reconfigure, replace,
 };
+use crate::stores::postgres::Claim;
 
 /// The name of the StatefulSet, which is also Patroni's scope.
 pub(super) const POSTGRES: &str = "postgres";
@@ -267,6 +268,30 @@ pub(super) fn known_database<'a>(cell: &'a Cell, valid: &ValidatedCell) -> Optio
     let known = recorded_database(cell)?;
     let given_up = cell.annotations().get(GIVE_UP_DATABASE);
     (!fleeting && given_up.is_none_or(|id| id != known)).then_some(known)
+}
+
+/// Takes over databases that are for cells of another cluster: its id is the value.
+const TAKE_OVER_FROM: &str = "titan.dev/take-over-databases-from";
+
+/// Who asks for a database on a server outside of the cluster.
+pub(super) async fn claim<'a>(
+    cell: &'a Cell,
+    context: &'a Context,
+) -> Result<Claim<'a>, kube::Error> {
+    Ok(Claim {
+        cluster: context.cluster().await?,
+        successor_of: cell.annotations().get(TAKE_OVER_FROM).map(String::as_str),
+    })
+}
+
+/// What is said of a database of another cluster's cell.
+pub(super) fn other_cluster(cell: &str, error: &StoreError, owner: &str) -> Step {
+    Step::failed(
+        "OtherCluster",
+        format!(
+            "{error}. Nothing was written. Have the cell's Secret name a server that cluster does not use, or rename the cell; if that cluster is gone for good, kubectl annotate cell {cell} {TAKE_OVER_FROM}={owner}"
+        ),
+    )
 }
 
 /// What is said of another database, or none, in the place of the one with the data. To make an empty one there would be to

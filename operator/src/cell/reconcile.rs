@@ -13,7 +13,7 @@ use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
     validate,
 };
-use titan_planner::fleet::{Claim, claim};
+use titan_planner::fleet::{self, Claim};
 use titan_planner::object::{Kind, Object, Stage};
 use titan_planner::status::{Step, Steps};
 use titan_routing::{Assignment, AssignmentState};
@@ -28,7 +28,9 @@ use crate::cell::migration::{Migration, migrate};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
-use crate::cell::postgres::{ManagedPostgres, Members, known_database, other_database};
+use crate::cell::postgres::{
+    ManagedPostgres, Members, claim, known_database, other_cluster, other_database,
+};
 use crate::cell::report::{Reported, report};
 use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
@@ -232,7 +234,7 @@ fn hold_range(
 ) -> Option<Assignment> {
     let table = context.tables.latest(&valid.fleet);
     let claim = table.as_deref().map_or(Claim::NotYet, |table| {
-        claim(table, &valid.name, valid.range)
+        fleet::claim(table, &valid.name, valid.range)
     });
     match claim {
         Claim::Held(row) => {
@@ -419,12 +421,18 @@ impl Pass<'_> {
         }
         let ledger = self.context.ledger.as_ref();
         let database = self.valid.database();
+        let claim = match self.valid.postgres {
+            PostgresPlan::External { .. } => Some(claim(self.cell, self.context).await?),
+            // It is nobody else's.
+            PostgresPlan::Managed { .. } => None,
+        };
         let (sql, cache) = tokio::join!(
             postgres::ensure(
                 &self.credentials.postgres,
                 Database {
                     name: &database,
                     id: known_database(self.cell, self.valid),
+                    claim,
                 },
                 &self.valid.schemas,
                 &self.credentials.services,
@@ -436,6 +444,9 @@ impl Pass<'_> {
             (Ok(sql), Ok(cache)) => (sql, cache),
             (Err(ref error @ StoreError::OtherDatabase { ref known, .. }), _) => {
                 return Ok(Err(other_database(&self.valid.name, error, known)));
+            }
+            (Err(ref error @ StoreError::OtherCluster { ref owner, .. }), _) => {
+                return Ok(Err(other_cluster(&self.valid.name, error, owner)));
             }
             (Err(error), _) | (_, Err(error)) => {
                 let step = store_step(error)?;
@@ -542,7 +553,7 @@ fn step_of_store(error: &StoreError) -> Step {
         StoreError::Unreachable { .. } => "Unreachable",
         StoreError::Auth { .. } => "LoginRefused",
         StoreError::Refused { .. } => "Refused",
-        StoreError::OtherDatabase { .. } => "Other",
+        StoreError::OtherDatabase { .. } | StoreError::OtherCluster { .. } => "Other",
         StoreError::Invalid { .. } | StoreError::Interrupted(_) => "Invalid",
     };
     let reason = format!("{product}{what}");

@@ -61,6 +61,20 @@ pub enum StoreError {
         /// The id of the one with the data.
         known: String,
     },
+    /// The database that is there is for a cell of another cluster. Nothing was written.
+    #[error(
+        "database {database} of PostgreSQL at {address} is for a cell of the cluster {owner}, and this is cluster {cluster}"
+    )]
+    OtherCluster {
+        /// Host and port.
+        address: String,
+        /// Its name.
+        database: String,
+        /// Whom it is for.
+        owner: String,
+        /// Who asked.
+        cluster: String,
+    },
     /// What is asked for cannot be had here; a person has to change the spec or the server.
     #[error("{message}")]
     Invalid {
@@ -83,6 +97,7 @@ impl StoreError {
             StoreError::Auth { .. } => "auth",
             StoreError::Refused { .. } => "refused",
             StoreError::OtherDatabase { .. } => "other-database",
+            StoreError::OtherCluster { .. } => "other-cluster",
             StoreError::Invalid { .. } => "invalid",
             StoreError::Interrupted(_) => "interrupted",
         }
@@ -96,7 +111,9 @@ impl StoreError {
             | StoreError::Auth { system, .. }
             | StoreError::Refused { system, .. }
             | StoreError::Invalid { system, .. } => Some(*system),
-            StoreError::OtherDatabase { .. } => Some(System::Postgres),
+            StoreError::OtherDatabase { .. } | StoreError::OtherCluster { .. } => {
+                Some(System::Postgres)
+            }
             StoreError::Interrupted(_) => None,
         }
     }

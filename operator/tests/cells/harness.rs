@@ -31,6 +31,7 @@ use titan_planner::cell::ServerCredentials;
 use titan_planner::object::Kind;
 use titan_routing::server::{RegistryOptions, RegistryService};
 use titan_testbed::{Apiserver, Kafka, Postgres, Redis};
+use tokio::sync::{OnceCell, SetOnce};
 
 use crate::book::Book;
 
@@ -80,6 +81,8 @@ pub struct World {
     /// The routing tables that the operator of the moment has in memory.
     tables: Mutex<Arc<Tables>>,
     compared: Arc<Compared>,
+    /// Which cluster the operator takes this for, where that is not asked for.
+    cluster: Mutex<Option<String>>,
     /// Which members of the PostgreSQL that Patroni would run live.
     pub living: Arc<Living>,
 }
@@ -134,6 +137,7 @@ impl World {
             base: i64::try_from(number).unwrap() * 1_000_000,
             tables: Mutex::new(fresh_tables()),
             compared: Arc::default(),
+            cluster: Mutex::default(),
             living: Arc::default(),
         };
         world
@@ -316,6 +320,16 @@ impl World {
         *self.tables.lock().unwrap_or_else(PoisonError::into_inner) = fresh_tables();
     }
 
+    /// Has the operator take this for another cluster, or for the one that it is.
+    pub fn be_cluster(&self, cluster: Option<&str>) {
+        *self.cluster.lock().unwrap_or_else(PoisonError::into_inner) = cluster.map(str::to_owned);
+    }
+
+    fn cluster(&self) -> Option<String> {
+        let cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        cluster.clone()
+    }
+
     /// What there is now, as the operator's caches would have it.
     pub async fn view(&self) -> View {
         let cells = list::<Cell>(&self.client).await;
@@ -352,8 +366,9 @@ impl World {
             ),
             metrics: Metrics::new().unwrap(),
             system_namespace: SYSTEM.to_owned(),
+            cluster: OnceCell::new_with(self.cluster()),
             cells: store(&view.cells),
-            cells_known: Arc::new(tokio::sync::SetOnce::new_with(Some(()))),
+            cells_known: Arc::new(SetOnce::new_with(Some(()))),
             profiles: store(&view.profiles),
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),

@@ -14,6 +14,7 @@
 
 #[path = "../stores/book.rs"]
 mod book;
+mod clusters;
 mod crash;
 mod deletion;
 mod essence;

@@ -51,22 +51,52 @@ pub struct Database<'a> {
     pub name: &'a str,
     /// Its id. Another database of this name is left alone, and a missing one is not made.
     pub id: Option<&'a str>,
+    /// Who asks, on a server that operators of several clusters may reach.
+    pub claim: Option<Claim<'a>>,
+}
+
+/// A cluster that asks for a database. A database remembers the first one and is not for others: two clusters may have cells
+/// of the same name, and a Secret with the server may have been copied from one to the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// Which cluster it is.
+    pub cluster: &'a str,
+    /// A cluster that is gone and whose databases it takes over.
+    pub successor_of: Option<&'a str>,
 }
 
 impl<'a> From<&'a str> for Database<'a> {
     fn from(name: &'a str) -> Self {
-        Database { name, id: None }
+        Database {
+            name,
+            id: None,
+            claim: None,
+        }
     }
 }
 
 impl Database<'_> {
-    /// Fails unless what was found is what is known.
-    fn check(&self, server: &ServerCredentials, found: Option<&str>) -> Result<()> {
+    /// Fails unless what was found is what is known, and nobody else's.
+    fn check(&self, server: &ServerCredentials, found: Option<&DatabaseState>) -> Result<()> {
+        let address = || format!("{}:{}", server.host, server.port);
+        if let Some(claim) = self.claim
+            && let Some(owner) = found.and_then(plan::cluster)
+            && owner != claim.cluster
+            && claim.successor_of != Some(owner)
+        {
+            return Err(StoreError::OtherCluster {
+                address: address(),
+                database: self.name.to_owned(),
+                owner: owner.to_owned(),
+                cluster: claim.cluster.to_owned(),
+            });
+        }
+        let found = found.and_then(plan::identity);
         let Some(known) = self.id.filter(|known| found != Some(*known)) else {
             return Ok(());
         };
         Err(StoreError::OtherDatabase {
-            address: format!("{}:{}", server.host, server.port),
+            address: address(),
             database: self.name.to_owned(),
             found: found.map(str::to_owned),
             known: known.to_owned(),
@@ -144,10 +174,11 @@ async fn settle(
             detail: "a standby answered, there is no leader now".to_owned(),
         });
     }
-    wanted.check(server, plan::identity(&state))?;
+    wanted.check(server, Some(&state))?;
     let database = wanted.name;
     report.id = plan::identity(&state).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
-    for step in plan::database(database, &state, &report.id) {
+    let cluster = wanted.claim.map(|claim| claim.cluster);
+    for step in plan::database(database, &state, &report.id, cluster) {
         session.write(step, ledger).await?;
         report.writes += 1;
     }
@@ -181,12 +212,12 @@ pub async fn drop_database<'a>(
 ) -> Result<usize> {
     let wanted = database.into();
     let database = wanted.name;
-    if wanted.id.is_some()
+    if (wanted.id.is_some() || wanted.claim.is_some())
         && let Opened::Session(mut session) = Session::open(server, database).await?
     {
         let state = look::database(&mut session).await;
         session.close().await;
-        wanted.check(server, plan::identity(&state?))?;
+        wanted.check(server, Some(&state?))?;
     }
     let mut session = Session::open_existing(server, MAINTENANCE).await?;
     let done = drop_all(&mut session, database, ledger).await;

@@ -31,8 +31,14 @@ pub(super) fn create_database(database: &str) -> Step {
     }
 }
 
-/// What schema `titan` and the rights of PUBLIC lack. `id` is what the database is, or shall be, known by.
-pub(super) fn database(database: &str, state: &DatabaseState, id: &str) -> Vec<Step> {
+/// What schema `titan` and the rights of PUBLIC lack. `id` is what the database is, or shall be, known by, and `cluster` whom
+/// it is for.
+pub(super) fn database(
+    database: &str,
+    state: &DatabaseState,
+    id: &str,
+    cluster: Option<&str>,
+) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut revokes = Vec::new();
     if state.public_on_database {
@@ -52,7 +58,7 @@ pub(super) fn database(database: &str, state: &DatabaseState, id: &str) -> Vec<S
             sql: revokes.join(";\n"),
         });
     }
-    let mark = bootstrap_mark(id);
+    let mark = bootstrap_mark(id, cluster);
     if state.titan.as_deref() != Some(mark.as_str()) || !state.titan_intact {
         let reset = if state.titan.is_some() {
             // The file speaks of rights from where a fresh schema starts.
@@ -76,21 +82,34 @@ pub(super) fn database(database: &str, state: &DatabaseState, id: &str) -> Vec<S
     steps
 }
 
-/// The comment on schema `titan`: which database this is, and which version of the schema's SQL was run.
-fn bootstrap_mark(id: &str) -> String {
+/// The comment on schema `titan`: which database this is, whom it is for, and which version of the schema's SQL was run.
+fn bootstrap_mark(id: &str, cluster: Option<&str>) -> String {
+    let cluster = cluster.map_or_else(String::new, |cluster| format!(" {CLUSTER}{cluster}"));
     format!(
-        "titan.dev id={id} sql={}",
+        "titan.dev {ID}{id}{cluster} sql={}",
         scram::digest(BOOTSTRAP.as_bytes())
     )
 }
 
+const ID: &str = "id=";
+const CLUSTER: &str = "cluster=";
+
 /// Which database this is, by the comment on schema `titan`.
 pub(super) fn identity(state: &DatabaseState) -> Option<&str> {
+    word(state, ID)
+}
+
+/// Which cluster it is for, by the comment on schema `titan`.
+pub(super) fn cluster(state: &DatabaseState) -> Option<&str> {
+    word(state, CLUSTER)
+}
+
+fn word<'a>(state: &'a DatabaseState, name: &str) -> Option<&'a str> {
     let words = state.titan.as_deref()?.strip_prefix("titan.dev ")?;
     words
         .split(' ')
-        .find_map(|word| word.strip_prefix("id="))
-        .filter(|id| !id.is_empty())
+        .find_map(|word| word.strip_prefix(name))
+        .filter(|value| !value.is_empty())
 }
 
 /// What the role and schema of one service lack: at most one step, so that a crash leaves nothing half made.
