@@ -93,17 +93,18 @@ impl Resolver {
         }
     }
 
-    /// Looks a name up again, and waits for what that finds, but no longer than this.
-    pub async fn look_again(&self, host: &str, port: u16, patience: Duration) {
+    /// Looks a name up again, unless that was done since `asked`, and waits for what is found, but no longer than this.
+    pub async fn look_again(&self, host: &str, port: u16, asked: Instant, patience: Duration) {
         let Some(name) = self.name(host, port) else {
             return;
         };
-        let asked = Instant::now();
+        // One that began before may have been answered before, too.
+        let is_new = |began: &Option<Instant>| began.is_some_and(|began| began >= asked);
         let mut looked_up = name.looked_up.subscribe();
-        name.again.notify_one();
-        // A lookup that is under way may have been answered already.
-        let since = looked_up.wait_for(|began| began.is_some_and(|began| began >= asked));
-        let _ = tokio::time::timeout(patience, since).await;
+        if !is_new(&looked_up.borrow()) {
+            name.again.notify_one();
+        }
+        let _ = tokio::time::timeout(patience, looked_up.wait_for(is_new)).await;
     }
 
     fn name(&self, host: &str, port: u16) -> Option<Arc<Name>> {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -32,6 +32,8 @@ pub struct Pod {
 
 /// How long a pod that failed gets no requests.
 const EJECTED_MS: u64 = 1_000;
+/// A lookup is given this time at least, however soon a connection is given up.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Pod {
     fn new(address: SocketAddr, eject_after: u32, clock: Clock) -> Rc<Self> {
@@ -197,7 +199,7 @@ impl Pool {
     pub fn ready(&self, config: &Config) -> Option<Rc<Conn>> {
         self.take_addresses(config);
         self.turn.set(self.turn.get().wrapping_add(1));
-        let pod = self.choose().ok()?;
+        let pod = self.choose(&[]).ok()?;
         let streams = config.upstream.streams_per_connection;
         let conn = pod.best().filter(|conn| conn.has_room(streams))?;
         conn.reserve();
@@ -213,27 +215,32 @@ impl Pool {
         if self.pods.borrow().is_empty() {
             self.wait_for_addresses(config).await?;
         }
-        let connected = self.connect_to_any(config).await;
+        let (asked, mut tried) = (Instant::now(), Vec::new());
+        let connected = self.connect_to_any(config, &mut tried).await;
         if !matches!(connected, Err(PoolError::Dial(_))) {
             return connected;
         }
         // Since the last lookup pods may have come, as those went that are known here.
-        let patience = config.upstream.connect_timeout.0;
+        let patience = config.upstream.connect_timeout.0.max(LOOKUP_PATIENCE);
         self.resolver
-            .look_again(&self.host, self.port, patience)
+            .look_again(&self.host, self.port, asked, patience)
             .await;
         self.take_addresses(config);
-        if self.have_all_failed() {
+        if self.untried(&tried) == 0 {
             return connected;
         }
-        self.connect_to_any(config).await
+        self.connect_to_any(config, &mut tried).await
     }
 
-    async fn connect_to_any(&self, config: &Config) -> Result<Rc<Conn>, PoolError> {
-        let attempts = self.pods.borrow().len().clamp(1, 3);
+    async fn connect_to_any(
+        &self,
+        config: &Config,
+        tried: &mut Vec<SocketAddr>,
+    ) -> Result<Rc<Conn>, PoolError> {
+        let attempts = self.untried(tried).clamp(1, 3);
         let mut last = None;
         for _ in 0..attempts {
-            let pod = self.choose()?;
+            let pod = self.choose(tried)?;
             // Without it a burst would all wait for the same pod.
             let waiting = Counted::among(&pod.waiting);
             let conn = self.conn_of(&pod, config).await;
@@ -246,6 +253,7 @@ impl Pool {
                 Err(PoolError::Dial(error)) => {
                     self.metrics.dial_failures.add(1);
                     pod.eject();
+                    tried.push(pod.address);
                     self.resolver.again(&self.host, self.port);
                     last = Some(error);
                 }
@@ -258,14 +266,15 @@ impl Pool {
         ))
     }
 
-    fn have_all_failed(&self) -> bool {
-        let now_ms = self.clock.now_ms();
+    fn untried(&self, tried: &[SocketAddr]) -> usize {
         let pods = self.pods.borrow();
-        pods.iter().all(|pod| pod.is_ejected(now_ms))
+        let untried = pods.iter().filter(|pod| !tried.contains(&pod.address));
+        untried.count()
     }
 
-    /// The least busy pod that did not just fail; when all did, the least busy one. Ties take turns.
-    fn choose(&self) -> Result<Rc<Pod>, PoolError> {
+    /// The least busy pod that did not just fail; when all did, the least busy one. Ties take turns. Those that were tried
+    /// come last.
+    fn choose(&self, tried: &[SocketAddr]) -> Result<Rc<Pod>, PoolError> {
         let pods = self.pods.borrow();
         if let [only] = pods.as_slice() {
             return Ok(Rc::clone(only));
@@ -275,7 +284,10 @@ impl Pool {
         let (front, back) = pods.split_at(start);
         back.iter()
             .chain(front)
-            .min_by_key(|pod| (pod.is_ejected(now_ms), pod.load()))
+            .min_by_key(|pod| {
+                let was_tried = tried.contains(&pod.address);
+                (was_tried, pod.is_ejected(now_ms), pod.load())
+            })
             .cloned()
             .ok_or_else(|| PoolError::NoAddress(self.host.clone(), "no pods".to_owned()))
     }
@@ -343,7 +355,7 @@ impl Pool {
         let mut receiver = self.addresses.borrow().clone();
         let patience = config.upstream.connect_timeout.0 * 2;
         let known = tokio::time::timeout(
-            patience.max(Duration::from_secs(1)),
+            patience.max(LOOKUP_PATIENCE),
             receiver.wait_for(|addresses| *addresses != Addresses::Pending),
         )
         .await;
