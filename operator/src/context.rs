@@ -11,7 +11,7 @@ use titan_crds::{Cell, CellFleet, ServiceProfile};
 use tokio::sync::{OnceCell, SetOnce};
 
 use crate::attempt::Failures;
-use crate::cell::Waiting;
+use crate::cell::{ReconcileError, Waiting};
 use crate::cluster::Compared;
 use crate::echoes::Echoes;
 use crate::ledger::Ledger;
@@ -64,11 +64,12 @@ impl Context {
     ///
     /// # Errors
     /// When the apiserver does not say.
-    pub async fn cluster(&self) -> Result<&str, kube::Error> {
+    pub async fn cluster(&self) -> Result<&str, ReconcileError> {
         let read = async || {
             let namespaces: Api<Namespace> = Api::all(self.client.clone());
             let system = namespaces.get_metadata("kube-system").await?;
-            Ok(system.metadata.uid.unwrap_or_default())
+            let uid = system.metadata.uid;
+            uid.ok_or(ReconcileError::Malformed("uid of kube-system"))
         };
         self.cluster.get_or_try_init(read).await.map(String::as_str)
     }

@@ -17,8 +17,8 @@ pub enum ReconcileError {
     /// PostgreSQL, Redis or Kafka refused or did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The Cell is not one that the apiserver could have sent.
-    #[error("the Cell has no {0}")]
+    /// What came is not what an apiserver sends.
+    #[error("the apiserver sent no {0}")]
     Malformed(&'static str),
     /// It took too long and was given up, which is as safe as a crash at that point.
     #[error("not over after {} s; a server took the request and does not answer", LIMIT.as_secs())]

@@ -18,12 +18,13 @@ use titan_planner::status::{Step, deletion_status};
 use crate::cell::ReconcileError;
 use crate::cell::credentials::{POSTGRES_PORT, external};
 use crate::cell::dereference::{Dereferenced, as_ref, dereference};
-use crate::cell::postgres::{POSTGRES, claim, recorded_database};
+use crate::cell::postgres::{POSTGRES, recorded_database};
 use crate::cell::report;
 use crate::cluster::{Compared, LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune};
 use crate::context::Context;
 use crate::finalizer::{is_held, release};
-use crate::stores::postgres::{self, Database};
+use crate::stores::StoreError;
+use crate::stores::postgres::{self, Claim, Database};
 
 /// Keeps a Cell until what it has outside of Kubernetes is gone.
 pub(super) const FINALIZER: &str = "titan.dev/cell";
@@ -74,13 +75,23 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
         )));
     }
     let delete = cell.spec.reclaim_policy == ReclaimPolicy::Delete;
+    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
+    let namespace = client.get(Kind::Namespace, &name).await?;
+    let ours = namespace.as_ref().is_none_or(|it| it.is_ours(&name));
+    // Also of a cell whose namespace somebody else removes or has removed: its database may be somewhere else.
+    let leaving = namespace.as_ref().is_none_or(LiveObject::is_deleting);
+    if delete
+        && ours
+        && (!leaving || recorded_database(cell).is_some())
+        && let Some(step) = drop_external_database(cell, context, &referred, &client).await?
+    {
+        return Ok(Some(step));
+    }
+    // After the database: one that is another cluster's says that the topics may be, too.
     if delete && let Some(step) = delete_topics(cell, context, &referred).await? {
         return Ok(Some(step));
     }
-
-    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
-    let namespace = client.get(Kind::Namespace, &name).await?;
-    if namespace.as_ref().is_some_and(|it| !it.is_ours(&name)) {
+    if !ours {
         // The cell was refused because of it; nothing in it is ours.
         return Ok(None);
     }
@@ -89,13 +100,6 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
             Some(_) => retain(&client, &name, &context.compared).await,
             None => Ok(None),
         };
-    }
-    // Also of a cell whose namespace somebody else removes or has removed: its database may be somewhere else.
-    let leaving = namespace.as_ref().is_none_or(LiveObject::is_deleting);
-    if (!leaving || recorded_database(cell).is_some())
-        && let Some(step) = drop_external_database(cell, context, &referred, &client).await?
-    {
-        return Ok(Some(step));
     }
     let Some(namespace) = namespace else {
         return Ok(None);
@@ -179,7 +183,7 @@ async fn delete_topics(
     };
     match gone.await {
         Ok(()) => Ok(None),
-        Err(crate::stores::StoreError::Interrupted(interrupted)) => Err(interrupted.into()),
+        Err(StoreError::Interrupted(interrupted)) => Err(interrupted.into()),
         Err(error) => Ok(Some(Step::failed(
             "TopicsNotDeleted",
             format!(
@@ -230,17 +234,23 @@ async fn drop_external_database(
     let known = Database {
         name: &database,
         id: recorded_database(cell),
-        claim: Some(claim(cell, context).await?),
+        claim: Some(Claim::of(context.cluster().await?)),
     };
     let server = external(context, &secret_name, POSTGRES_PORT).await?;
+    let mend = format!(
+        "Mend the server, or set the annotation {ABANDON_DATABASE}: \"true\" to leave the database"
+    );
     let dropped = match server {
         Ok(server) => postgres::drop_database(&server, known, context.ledger.as_ref())
             .await
             .map_err(|error| match error {
-                crate::stores::StoreError::Interrupted(interrupted) => Err(interrupted),
-                error => Ok(error.to_string()),
+                StoreError::Interrupted(interrupted) => Err(interrupted),
+                StoreError::OtherCluster { .. } => Ok(format!(
+                    "{error}. Leave it alone with the annotation {ABANDON_DATABASE}: \"true\", and, if the topics titan.{name}.* are that cluster's as well, those with {ABANDON_TOPICS}: \"true\""
+                )),
+                error => Ok(format!("{error}. {mend}")),
             }),
-        Err(Step::Failed { message, .. }) => Err(Ok(message)),
+        Err(Step::Failed { message, .. }) => Err(Ok(format!("{message}. {mend}"))),
         Err(step) => return Ok(Some(step)),
     };
     match dropped {
@@ -248,9 +258,7 @@ async fn drop_external_database(
         Err(Err(interrupted)) => Err(interrupted.into()),
         Err(Ok(problem)) => Ok(Some(Step::failed(
             "DatabaseNotDropped",
-            format!(
-                "database {database} on the external server could not be dropped: {problem}. Mend the server, or set the annotation {ABANDON_DATABASE}: \"true\" to leave the database"
-            ),
+            format!("database {database} on the external server could not be dropped: {problem}"),
         ))),
     }
 }

@@ -14,6 +14,7 @@ use titan_planner::cell::{
 };
 use titan_planner::object::{Kind, Object};
 use titan_planner::status::Step;
+use titan_routing::Epoch;
 
 use crate::cell::ReconcileError;
 use crate::cluster::{LiveObject, LiveObjects, is_as_planned, number};
@@ -270,28 +271,49 @@ pub(super) fn known_database<'a>(cell: &'a Cell, valid: &ValidatedCell) -> Optio
     (!fleeting && given_up.is_none_or(|id| id != known)).then_some(known)
 }
 
-/// Takes over databases that are for cells of another cluster: its id is the value.
-const TAKE_OVER_FROM: &str = "titan.dev/take-over-databases-from";
+/// Takes over a database that is for the cell of another cluster: the claim of that one is the value.
+const TAKE_OVER_DATABASE: &str = "titan.dev/take-over-database";
+/// The reason of a cell whose database is another cluster's.
+pub(super) const OTHER_CLUSTER: &str = "OtherCluster";
 
-/// Who asks for a database on a server outside of the cluster.
+/// Who asks for a database on a server outside of the cluster, to write at this epoch.
 pub(super) async fn claim<'a>(
     cell: &'a Cell,
+    epoch: Epoch,
     context: &'a Context,
-) -> Result<Claim<'a>, kube::Error> {
+) -> Result<Claim<'a>, ReconcileError> {
+    let conditions = cell.status.iter().flat_map(|status| &status.conditions);
     Ok(Claim {
         cluster: context.cluster().await?,
-        successor_of: cell.annotations().get(TAKE_OVER_FROM).map(String::as_str),
+        instead_of: cell
+            .annotations()
+            .get(TAKE_OVER_DATABASE)
+            .map(String::as_str),
+        epoch,
+        was_refused: conditions
+            .into_iter()
+            .any(|condition| condition.reason == OTHER_CLUSTER),
     })
 }
 
 /// What is said of a database of another cluster's cell.
-pub(super) fn other_cluster(cell: &str, error: &StoreError, owner: &str) -> Step {
-    Step::failed(
-        "OtherCluster",
-        format!(
-            "{error}. Nothing was written. Have the cell's Secret name a server that cluster does not use, or rename the cell; if that cluster is gone for good, kubectl annotate cell {cell} {TAKE_OVER_FROM}={owner}"
+pub(super) fn other_cluster(cell: &str, error: &StoreError, claim: Option<&str>) -> Step {
+    let mend = match claim {
+        Some(claim) => format!(
+            "Have the cell's Secret name a server that the other cluster does not use, or make the cell under another name; if that cluster is gone for good, kubectl annotate --overwrite cell {cell} {TAKE_OVER_DATABASE}={}",
+            quoted(claim)
         ),
+        None => "If it is gone for good, delete this Cell and create it again".to_owned(),
+    };
+    Step::failed(
+        OTHER_CLUSTER,
+        format!("{error}. Nothing was written. {mend}"),
     )
+}
+
+/// For a shell. Who may comment on a schema has a say in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// What is said of another database, or none, in the place of the one with the data. To make an empty one there would be to

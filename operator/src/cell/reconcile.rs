@@ -16,7 +16,7 @@ use titan_planner::cell::{
 use titan_planner::fleet::{self, Claim};
 use titan_planner::object::{Kind, Object, Stage};
 use titan_planner::status::{Step, Steps};
-use titan_routing::{Assignment, AssignmentState};
+use titan_routing::{Assignment, AssignmentState, Epoch};
 
 use crate::attempt::jitter;
 use crate::cell::cache;
@@ -29,7 +29,7 @@ use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
 use crate::cell::postgres::{
-    ManagedPostgres, Members, claim, known_database, other_cluster, other_database,
+    ManagedPostgres, Members, OTHER_CLUSTER, claim, known_database, other_cluster, other_database,
 };
 use crate::cell::report::{Reported, report};
 use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
@@ -311,9 +311,12 @@ impl Pass<'_> {
         )
         .await?;
 
-        let (databases, topics) = tokio::join!(self.databases(managed.as_ref()), self.topics());
-        progress.steps.topics = topics?;
-        let database = match databases? {
+        let databases = self.databases(managed.as_ref(), row.epoch).await?;
+        // Where the database is another cluster's, topics of these names may be, too.
+        if !matches!(&databases, Err(Step::Failed { reason, .. }) if reason == OTHER_CLUSTER) {
+            progress.steps.topics = self.topics().await?;
+        }
+        let database = match databases {
             Ok(database) => database,
             Err(step) => {
                 progress.steps.databases = step;
@@ -399,6 +402,7 @@ impl Pass<'_> {
     async fn databases(
         &self,
         managed: Option<&ManagedPostgres<'_>>,
+        epoch: Epoch,
     ) -> Result<Result<Databases, Step>, ReconcileError> {
         let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
         if let Some(managed) = managed
@@ -422,7 +426,7 @@ impl Pass<'_> {
         let ledger = self.context.ledger.as_ref();
         let database = self.valid.database();
         let claim = match self.valid.postgres {
-            PostgresPlan::External { .. } => Some(claim(self.cell, self.context).await?),
+            PostgresPlan::External { .. } => Some(claim(self.cell, epoch, self.context).await?),
             // It is nobody else's.
             PostgresPlan::Managed { .. } => None,
         };
@@ -445,8 +449,9 @@ impl Pass<'_> {
             (Err(ref error @ StoreError::OtherDatabase { ref known, .. }), _) => {
                 return Ok(Err(other_database(&self.valid.name, error, known)));
             }
-            (Err(ref error @ StoreError::OtherCluster { ref owner, .. }), _) => {
-                return Ok(Err(other_cluster(&self.valid.name, error, owner)));
+            (Err(ref error @ StoreError::OtherCluster { ref claim, .. }), _) => {
+                let step = other_cluster(&self.valid.name, error, claim.as_deref());
+                return Ok(Err(step));
             }
             (Err(error), _) | (_, Err(error)) => {
                 let step = store_step(error)?;

@@ -27,12 +27,17 @@ async fn the_database_of_another_clusters_cell_is_left_alone() {
     world.be_cluster(Some("elsewhere"));
     let (stranger, writes) = settled(&world).await;
     assert!(stranger.starts_with("False/OtherCluster"), "{stranger}");
-    let command = format!("titan.dev/take-over-databases-from={here}");
-    assert!(stranger.contains(&command), "{stranger}");
-    let in_postgres = |write: &&String| write.contains("postgres");
-    assert_eq!(writes.iter().find(in_postgres), None);
+    let outside = |write: &&String| write.contains("postgres") || write.contains("kafka");
+    assert_eq!(writes.iter().find(outside), None);
 
-    take_over_from(&world, &here).await;
+    // What the message says to do.
+    let command = format!("kubectl annotate --overwrite cell {cell} titan.dev/take-over-database=");
+    let (_, claim) = stranger.split_once(&command).unwrap();
+    let claim = claim.trim_matches('\'');
+    assert!(claim.starts_with(&here), "{claim}");
+    let annotations = json!({"titan.dev/take-over-database": claim});
+    let patch = json!({"metadata": {"annotations": annotations}});
+    world.patch::<Cell>(&cell, patch).await;
     let (heir, _) = settled(&world).await;
     assert!(heir.starts_with("True/"), "{heir}");
 
@@ -47,12 +52,14 @@ async fn the_database_of_another_clusters_cell_is_left_alone() {
     let refused = ready(&world).await;
     assert!(refused.starts_with("False/DatabaseNotDropped"), "{refused}");
     assert!(refused.contains("elsewhere"), "{refused}");
+    let outside = world.outside(1).await;
+    assert_ne!(outside["topics"], json!({}), "topics of another cluster");
     assert!(
         ownership(&world.postgres(), &database).await.is_ok(),
         "it was dropped by a cluster that it is not for"
     );
 
-    take_over_from(&world, "elsewhere").await;
+    world.be_cluster(Some("elsewhere"));
     world.settle(&book).await.unwrap();
     assert!(world.get_cell(1).await.is_none());
     assert!(ownership(&world.postgres(), &database).await.is_err());
@@ -67,10 +74,4 @@ async fn settled(world: &World) -> (String, Vec<String>) {
 
 async fn ready(world: &World) -> String {
     condition(&world.get_cell(1).await.unwrap(), "Ready")
-}
-
-async fn take_over_from(world: &World, cluster: &str) {
-    let annotation = json!({"titan.dev/take-over-databases-from": cluster});
-    let patch = json!({"metadata": {"annotations": annotation}});
-    world.patch::<Cell>(&world.cell_name(1), patch).await;
 }

@@ -18,6 +18,7 @@ mod session;
 use std::collections::BTreeMap;
 
 use titan_planner::cell::{ServerCredentials, ServiceSchema};
+use titan_routing::Epoch;
 use uuid::Uuid;
 
 pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
@@ -61,8 +62,30 @@ pub struct Database<'a> {
 pub struct Claim<'a> {
     /// Which cluster it is.
     pub cluster: &'a str,
-    /// A cluster that is gone and whose databases it takes over.
-    pub successor_of: Option<&'a str>,
+    /// The claim of another cluster, `<cluster>/<nonce>`, in whose place this one is put. Each claim is another one, so that
+    /// this can be said once.
+    pub instead_of: Option<&'a str>,
+    /// The epoch at which it will write. A database that knows a later one is not taken over.
+    pub epoch: Epoch,
+    /// Whether it was another cluster's when it was last looked at. If it is gone now, that one may be restoring it.
+    pub was_refused: bool,
+}
+
+impl<'a> Claim<'a> {
+    /// Of a cluster that takes nothing over.
+    #[must_use]
+    pub fn of(cluster: &'a str) -> Self {
+        Claim {
+            cluster,
+            instead_of: None,
+            epoch: Epoch(0),
+            was_refused: false,
+        }
+    }
+
+    fn holds(&self, claim: &str) -> bool {
+        claim.split('/').next() == Some(self.cluster)
+    }
 }
 
 impl<'a> From<&'a str> for Database<'a> {
@@ -79,17 +102,21 @@ impl Database<'_> {
     /// Fails unless what was found is what is known, and nobody else's.
     fn check(&self, server: &ServerCredentials, found: Option<&DatabaseState>) -> Result<()> {
         let address = || format!("{}:{}", server.host, server.port);
-        if let Some(claim) = self.claim
-            && let Some(owner) = found.and_then(plan::cluster)
-            && owner != claim.cluster
-            && claim.successor_of != Some(owner)
-        {
-            return Err(StoreError::OtherCluster {
-                address: address(),
-                database: self.name.to_owned(),
-                owner: owner.to_owned(),
-                cluster: claim.cluster.to_owned(),
-            });
+        if let Some(claim) = self.claim {
+            let other = found.and_then(plan::claim);
+            let other = other.filter(|other| !claim.holds(other));
+            let refused = match found {
+                Some(_) => other.is_some() && claim.instead_of != other,
+                None => claim.was_refused,
+            };
+            if refused {
+                return Err(StoreError::OtherCluster {
+                    address: address(),
+                    database: self.name.to_owned(),
+                    claim: other.map(str::to_owned),
+                    cluster: claim.cluster.to_owned(),
+                });
+            }
         }
         let found = found.and_then(plan::identity);
         let Some(known) = self.id.filter(|known| found != Some(*known)) else {
@@ -177,8 +204,11 @@ async fn settle(
     wanted.check(server, Some(&state))?;
     let database = wanted.name;
     report.id = plan::identity(&state).map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
-    let cluster = wanted.claim.map(|claim| claim.cluster);
-    for step in plan::database(database, &state, &report.id, cluster) {
+    let claim = match wanted.claim {
+        Some(claim) => Some(claimed(session, server, wanted, claim, &state).await?),
+        None => None,
+    };
+    for step in plan::database(database, &state, &report.id, claim.as_deref()) {
         session.write(step, ledger).await?;
         report.writes += 1;
     }
@@ -201,10 +231,38 @@ async fn settle(
     Ok(())
 }
 
+/// The claim that a database shall have: the one that it has, or a new one where it had none or that of another cluster.
+async fn claimed(
+    session: &mut Session,
+    server: &ServerCredentials,
+    wanted: Database<'_>,
+    claim: Claim<'_>,
+    state: &DatabaseState,
+) -> Result<String> {
+    match plan::claim(state) {
+        Some(ours) if claim.holds(ours) => return Ok(ours.to_owned()),
+        Some(other) => {
+            let rows = ownership::rows(session).await?;
+            if let Some(row) = rows.iter().find(|row| row.epoch > claim.epoch) {
+                return Err(invalid(
+                    server,
+                    plan::Impossible(format!(
+                        "database {} is not taken over from cluster {other}: it has {} at epoch {}, and the routing table \
+                         here is at epoch {}. Restore the RoutingTable of that cluster here first",
+                        wanted.name, row.range, row.epoch, claim.epoch
+                    )),
+                ));
+            }
+        }
+        None => {}
+    }
+    Ok(format!("{}/{}", claim.cluster, Uuid::now_v7()))
+}
+
 /// Drops the database of a cell and its roles, and ends their sessions. Returns how many writes it took.
 ///
 /// # Errors
-/// The server cannot be reached or refuses; or the database is not the one that is known.
+/// The server cannot be reached or refuses; or the database is not the one that is known, or not known to be this cluster's.
 pub async fn drop_database<'a>(
     server: &ServerCredentials,
     database: impl Into<Database<'a>>,
@@ -217,7 +275,22 @@ pub async fn drop_database<'a>(
     {
         let state = look::database(&mut session).await;
         session.close().await;
-        wanted.check(server, Some(&state?))?;
+        let state = state?;
+        // To take it over in order to drop it is nobody's wish.
+        let own = wanted.claim.map(|claim| Claim::of(claim.cluster));
+        let wanted = Database {
+            claim: own,
+            ..wanted
+        };
+        wanted.check(server, Some(&state))?;
+        if let (None, None, Some(id)) = (wanted.id, plan::claim(&state), plan::identity(&state)) {
+            return Err(invalid(
+                server,
+                plan::Impossible(format!(
+                    "database {database} has the id {id}, and nothing says that this cell ever had it"
+                )),
+            ));
+        }
     }
     let mut session = Session::open_existing(server, MAINTENANCE).await?;
     let done = drop_all(&mut session, database, ledger).await;

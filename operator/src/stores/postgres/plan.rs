@@ -31,13 +31,13 @@ pub(super) fn create_database(database: &str) -> Step {
     }
 }
 
-/// What schema `titan` and the rights of PUBLIC lack. `id` is what the database is, or shall be, known by, and `cluster` whom
+/// What schema `titan` and the rights of PUBLIC lack. `id` is what the database is, or shall be, known by, and `claim` whom
 /// it is for.
 pub(super) fn database(
     database: &str,
     state: &DatabaseState,
     id: &str,
-    cluster: Option<&str>,
+    claim: Option<&str>,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut revokes = Vec::new();
@@ -58,7 +58,7 @@ pub(super) fn database(
             sql: revokes.join(";\n"),
         });
     }
-    let mark = bootstrap_mark(id, cluster);
+    let mark = bootstrap_mark(id, claim);
     if state.titan.as_deref() != Some(mark.as_str()) || !state.titan_intact {
         let reset = if state.titan.is_some() {
             // The file speaks of rights from where a fresh schema starts.
@@ -83,25 +83,25 @@ pub(super) fn database(
 }
 
 /// The comment on schema `titan`: which database this is, whom it is for, and which version of the schema's SQL was run.
-fn bootstrap_mark(id: &str, cluster: Option<&str>) -> String {
-    let cluster = cluster.map_or_else(String::new, |cluster| format!(" {CLUSTER}{cluster}"));
+fn bootstrap_mark(id: &str, claim: Option<&str>) -> String {
+    let claim = claim.map_or_else(String::new, |claim| format!(" {CLAIM}{claim}"));
     format!(
-        "titan.dev {ID}{id}{cluster} sql={}",
+        "titan.dev {ID}{id}{claim} sql={}",
         scram::digest(BOOTSTRAP.as_bytes())
     )
 }
 
 const ID: &str = "id=";
-const CLUSTER: &str = "cluster=";
+const CLAIM: &str = "claim=";
 
 /// Which database this is, by the comment on schema `titan`.
 pub(super) fn identity(state: &DatabaseState) -> Option<&str> {
     word(state, ID)
 }
 
-/// Which cluster it is for, by the comment on schema `titan`.
-pub(super) fn cluster(state: &DatabaseState) -> Option<&str> {
-    word(state, CLUSTER)
+/// Whom it is for, by the comment on schema `titan`: `<cluster>/<nonce>`.
+pub(super) fn claim(state: &DatabaseState) -> Option<&str> {
+    word(state, CLAIM)
 }
 
 fn word<'a>(state: &'a DatabaseState, name: &str) -> Option<&'a str> {

@@ -1,5 +1,6 @@
 //! Databases, roles and schemas on a real PostgreSQL.
 
+mod identity;
 mod proof;
 mod repair;
 
@@ -9,13 +10,11 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection as _};
 use titan_operator::stores::postgres::{
-    Claim, Database, OwnershipRow, OwnershipState, activate, drop_database, ensure, fence,
-    ownership,
+    OwnershipRow, OwnershipState, activate, drop_database, ensure, fence, ownership,
 };
 use titan_planner::cell::{ServerCredentials, ServiceSchema};
 use titan_routing::{Epoch, Key, KeyRange};
 use titan_testbed::Postgres;
-use uuid::Uuid;
 
 use crate::book::Book;
 
@@ -579,78 +578,4 @@ async fn trouble_is_told_apart_and_quickly() {
         "unreachable",
         "this server has no TLS"
     );
-}
-
-#[tokio::test]
-async fn another_database_is_not_taken_for_the_one_that_is_known() {
-    let (server, name) = (server(), "cell_other");
-    let wanted = schemas(name, &SERVICES);
-    let passwords = passwords(&SERVICES);
-    let known = Uuid::now_v7().to_string();
-    let known = Database {
-        id: Some(&known),
-        ..Database::from(name)
-    };
-    let book = Book::new();
-    let missing = ensure(&server, known, &wanted, &passwords, &book).await;
-    let error = missing.unwrap_err();
-    assert_eq!(error.category(), "other-database", "{error}");
-    assert_eq!(drop_database(&server, known, &book).await.unwrap(), 0);
-
-    let made = ensure(&server, name, &wanted, &passwords, &Book::new()).await;
-    let id = made.unwrap().id;
-    for error in [
-        ensure(&server, known, &[], &passwords, &book).await.err(),
-        drop_database(&server, known, &book).await.err(),
-    ] {
-        let error = error.unwrap();
-        assert_eq!(error.category(), "other-database", "{error}");
-        assert!(error.to_string().contains(&id), "{error}");
-    }
-    assert_eq!(book.len(), 0, "nothing was written");
-
-    let known = Database {
-        id: Some(&id),
-        ..Database::from(name)
-    };
-    let again = ensure(&server, known, &wanted, &passwords, &book).await;
-    assert_eq!((again.unwrap().id, book.len()), (id.clone(), 0));
-    assert!(drop_database(&server, known, &book).await.unwrap() > 0);
-}
-
-#[tokio::test]
-async fn a_database_is_for_the_cells_of_one_cluster() {
-    let (server, name) = (server(), "cell_claimed");
-    let wanted = schemas(name, &SERVICES);
-    let passwords = passwords(&SERVICES);
-    let of = |cluster: &'static str, successor_of: Option<&'static str>| Database {
-        claim: Some(Claim {
-            cluster,
-            successor_of,
-        }),
-        ..Database::from(name)
-    };
-    let book = Book::new();
-    let ask = |database| ensure(&server, database, &wanted, &passwords, &book);
-    // One from before databases remembered that is taken by the first that asks.
-    let id = ask(name.into()).await.unwrap().id;
-    assert_eq!(ask(of("a", None)).await.unwrap().id, id);
-    let settled = book.len();
-    assert_eq!(ask(of("a", None)).await.unwrap().writes, 0);
-
-    for stranger in [of("b", None), of("b", Some("c"))] {
-        for error in [
-            ask(stranger).await.err(),
-            drop_database(&server, stranger, &book).await.err(),
-        ] {
-            let error = error.unwrap();
-            assert_eq!(error.category(), "other-cluster", "{error}");
-        }
-    }
-    assert_eq!(book.len(), settled, "nothing was written");
-
-    assert_eq!(ask(of("b", Some("a"))).await.unwrap().id, id);
-    assert!(ask(of("a", None)).await.is_err(), "it is for b now");
-    let gone = drop_database(&server, of("b", Some("a")), &book).await;
-    assert!(gone.unwrap() > 0);
 }
