@@ -282,7 +282,6 @@ pub(super) async fn claim<'a>(
     epoch: Epoch,
     context: &'a Context,
 ) -> Result<Claim<'a>, ReconcileError> {
-    let conditions = cell.status.iter().flat_map(|status| &status.conditions);
     Ok(Claim {
         cluster: context.cluster().await?,
         instead_of: cell
@@ -290,24 +289,17 @@ pub(super) async fn claim<'a>(
             .get(TAKE_OVER_DATABASE)
             .map(String::as_str),
         epoch,
-        was_refused: conditions
-            .into_iter()
-            .any(|condition| condition.reason == OTHER_CLUSTER),
     })
 }
 
 /// What is said of a database of another cluster's cell.
-pub(super) fn other_cluster(cell: &str, error: &StoreError, claim: Option<&str>) -> Step {
-    let mend = match claim {
-        Some(claim) => format!(
-            "Have the cell's Secret name a server that the other cluster does not use, or make the cell under another name; if that cluster is gone for good, kubectl annotate --overwrite cell {cell} {TAKE_OVER_DATABASE}={}",
-            quoted(claim)
-        ),
-        None => "If it is gone for good, delete this Cell and create it again".to_owned(),
-    };
+pub(super) fn other_cluster(cell: &str, error: &StoreError, claim: &str) -> Step {
     Step::failed(
         OTHER_CLUSTER,
-        format!("{error}. Nothing was written. {mend}"),
+        format!(
+            "{error}. Nothing was written. Have the cell's Secret name a server that the other cluster does not use, or make the cell under another name; if that cluster is gone for good, kubectl annotate --overwrite cell {cell} {TAKE_OVER_DATABASE}={}",
+            quoted(claim)
+        ),
     )
 }
 

@@ -450,8 +450,7 @@ impl Pass<'_> {
                 return Ok(Err(other_database(&self.valid.name, error, known)));
             }
             (Err(ref error @ StoreError::OtherCluster { ref claim, .. }), _) => {
-                let step = other_cluster(&self.valid.name, error, claim.as_deref());
-                return Ok(Err(step));
+                return Ok(Err(other_cluster(&self.valid.name, error, claim)));
             }
             (Err(error), _) | (_, Err(error)) => {
                 let step = store_step(error)?;

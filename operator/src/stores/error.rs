@@ -63,19 +63,15 @@ pub enum StoreError {
     },
     /// The database that is there is for a cell of another cluster. Nothing was written.
     #[error(
-        "database {database} of PostgreSQL at {address} {}; this is cluster {cluster}",
-        claim.as_ref().map_or_else(
-            || "is gone, and was for a cell of another cluster, which may be restoring it".to_owned(),
-            |claim| format!("is for a cell of another cluster, by the claim {claim}"),
-        )
+        "database {database} of PostgreSQL at {address} is for a cell of another cluster, by the claim {claim}; this is cluster {cluster}"
     )]
     OtherCluster {
         /// Host and port.
         address: String,
         /// Its name.
         database: String,
-        /// The claim of the other one; None where the database is gone.
-        claim: Option<String>,
+        /// The claim of the other one.
+        claim: String,
         /// Who asked.
         cluster: String,
     },

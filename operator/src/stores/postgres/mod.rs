@@ -67,8 +67,6 @@ pub struct Claim<'a> {
     pub instead_of: Option<&'a str>,
     /// The epoch at which it will write. A database that knows a later one is not taken over.
     pub epoch: Epoch,
-    /// Whether it was another cluster's when it was last looked at. If it is gone now, that one may be restoring it.
-    pub was_refused: bool,
 }
 
 impl<'a> Claim<'a> {
@@ -79,7 +77,6 @@ impl<'a> Claim<'a> {
             cluster,
             instead_of: None,
             epoch: Epoch(0),
-            was_refused: false,
         }
     }
 
@@ -102,21 +99,17 @@ impl Database<'_> {
     /// Fails unless what was found is what is known, and nobody else's.
     fn check(&self, server: &ServerCredentials, found: Option<&DatabaseState>) -> Result<()> {
         let address = || format!("{}:{}", server.host, server.port);
-        if let Some(claim) = self.claim {
-            let other = found.and_then(plan::claim);
-            let other = other.filter(|other| !claim.holds(other));
-            let refused = match found {
-                Some(_) => other.is_some() && claim.instead_of != other,
-                None => claim.was_refused,
-            };
-            if refused {
-                return Err(StoreError::OtherCluster {
-                    address: address(),
-                    database: self.name.to_owned(),
-                    claim: other.map(str::to_owned),
-                    cluster: claim.cluster.to_owned(),
-                });
-            }
+        if let Some(claim) = self.claim
+            && let Some(other) = found.and_then(plan::claim)
+            && !claim.holds(other)
+            && claim.instead_of != Some(other)
+        {
+            return Err(StoreError::OtherCluster {
+                address: address(),
+                database: self.name.to_owned(),
+                claim: other.to_owned(),
+                cluster: claim.cluster.to_owned(),
+            });
         }
         let found = found.and_then(plan::identity);
         let Some(known) = self.id.filter(|known| found != Some(*known)) else {
