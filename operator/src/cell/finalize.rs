@@ -246,7 +246,7 @@ async fn drop_external_database(
             .map_err(|error| match error {
                 StoreError::Interrupted(interrupted) => Err(interrupted),
                 StoreError::OtherCluster { .. } => Ok(format!(
-                    "{error}. Leave it alone with the annotation {ABANDON_DATABASE}: \"true\", and, if the topics titan.{name}.* are that cluster's as well, those with {ABANDON_TOPICS}: \"true\""
+                    "{error}. If the topics titan.{name}.* are that cluster's as well, leave them alone first, with the annotation {ABANDON_TOPICS}: \"true\", and then the database, with {ABANDON_DATABASE}: \"true\""
                 )),
                 error => Ok(format!("{error}. {mend}")),
             }),
