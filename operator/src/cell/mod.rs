@@ -6,6 +6,7 @@ mod credentials;
 mod dereference;
 mod error;
 mod finalize;
+mod identity;
 mod migration;
 mod namespace;
 mod overdue;
@@ -15,6 +16,7 @@ mod reconcile;
 mod report;
 mod requeue;
 mod services;
+mod trouble;
 mod waiting;
 
 pub use controller::{Triggers, run};

@@ -24,23 +24,22 @@ use crate::cell::credentials::gather;
 use crate::cell::dereference::{as_ref, dereference};
 use crate::cell::error::ReconcileError;
 use crate::cell::finalize::{FINALIZER, finalize};
+use crate::cell::identity::{OTHER_CLUSTER, claim, known_database};
 use crate::cell::migration::{Migration, migrate};
 use crate::cell::namespace::enter;
 use crate::cell::overdue::{starting, unanswered, unready_for, waited};
 use crate::cell::pause::look;
-use crate::cell::postgres::{
-    ManagedPostgres, Members, OTHER_CLUSTER, claim, known_database, other_cluster, other_database,
-};
+use crate::cell::postgres::{ManagedPostgres, Members};
 use crate::cell::report::{Reported, report};
 use crate::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
+use crate::cell::trouble::{note_error, step_of_error, store_step};
 use crate::cell::waiting::Found;
 use crate::cluster::{
-    ApplyError, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
+    LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
 };
 use crate::context::Context;
 use crate::finalizer::hold;
-use crate::ledger::System;
 use crate::stores::postgres::{Database, OwnershipRow};
 use crate::stores::{StoreError, kafka, postgres};
 
@@ -96,7 +95,7 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
         }
         Err(error) if error.is_interruption() => return Err(error),
         Err(error) => {
-            note_error(&mut progress.steps, &error);
+            note_error(&cell.name_any(), &mut progress.steps, &error);
             Err(error)
         }
         Ok(_) => Ok(()),
@@ -107,7 +106,7 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
     }
     match result {
         Ok(()) => Ok(next),
-        Err(error) => match step_of_error(&error) {
+        Err(error) => match step_of_error(&cell.name_any(), &error) {
             // It is in the status, and trying at once again would change nothing.
             Step::Failed { .. } => Ok(next),
             _ => Err(error),
@@ -446,14 +445,8 @@ impl Pass<'_> {
         );
         let (sql, cache) = match (sql, cache) {
             (Ok(sql), Ok(cache)) => (sql, cache),
-            (Err(ref error @ StoreError::OtherDatabase { ref known, .. }), _) => {
-                return Ok(Err(other_database(&self.valid.name, error, known)));
-            }
-            (Err(ref error @ StoreError::OtherCluster { ref claim, .. }), _) => {
-                return Ok(Err(other_cluster(&self.valid.name, error, claim)));
-            }
             (Err(error), _) | (_, Err(error)) => {
-                let step = store_step(error)?;
+                let step = store_step(&self.valid.name, error)?;
                 return Ok(Err(unanswered(step, unready_for)));
             }
         };
@@ -505,7 +498,7 @@ impl Pass<'_> {
                 Ok(Step::Done(all.join("; ")))
             }
             Err(error) => {
-                let step = store_step(error)?;
+                let step = store_step(&self.valid.name, error)?;
                 let unready_for = unready_for(self.cell, ConditionType::TopicsReady);
                 Ok(unanswered(step, unready_for))
             }
@@ -533,70 +526,7 @@ impl Pass<'_> {
         .await;
         match activated {
             Ok(_) => Ok(done),
-            Err(error) => store_step(error),
+            Err(error) => store_step(&self.valid.name, error),
         }
-    }
-}
-
-/// A store that does not answer may only be starting; anything else it says is for a person.
-fn store_step(error: StoreError) -> Result<Step, ReconcileError> {
-    match error {
-        StoreError::Interrupted(interrupted) => Err(interrupted.into()),
-        error => Ok(step_of_store(&error)),
-    }
-}
-
-fn step_of_store(error: &StoreError) -> Step {
-    let product = match error.system() {
-        Some(System::Postgres) => "Postgres",
-        Some(System::Kafka) => "Kafka",
-        Some(System::Redis) => "Redis",
-        _ => "Store",
-    };
-    let what = match error {
-        StoreError::Unreachable { .. } => "Unreachable",
-        StoreError::Auth { .. } => "LoginRefused",
-        StoreError::Refused { .. } => "Refused",
-        StoreError::OtherDatabase { .. } | StoreError::OtherCluster { .. } => "Other",
-        StoreError::Invalid { .. } | StoreError::Interrupted(_) => "Invalid",
-    };
-    let reason = format!("{product}{what}");
-    let message = error.to_string();
-    if error.is_unreachable() {
-        Step::Waiting { reason, message }
-    } else {
-        Step::Failed { reason, message }
-    }
-}
-
-fn step_of_error(error: &ReconcileError) -> Step {
-    match error {
-        ReconcileError::Apply(refused @ ApplyError::NotOurs { .. }) => {
-            Step::failed("ObjectNotOurs", refused.to_string())
-        }
-        ReconcileError::Apply(refused @ ApplyError::Refused { .. }) => {
-            Step::failed("ObjectRefused", refused.to_string())
-        }
-        ReconcileError::Store(error) => step_of_store(error),
-        other => Step::waiting("ApiServerError", other.to_string()),
-    }
-}
-
-/// Writes an error into the first step that is not done: that is where the pass was.
-fn note_error(steps: &mut Steps, error: &ReconcileError) {
-    let Steps {
-        accepted,
-        range,
-        databases,
-        topics,
-        migrations,
-        services,
-        serving,
-    } = steps;
-    let order = [
-        accepted, range, databases, topics, migrations, services, serving,
-    ];
-    if let Some(step) = order.into_iter().find(|step| **step == Step::NotReached) {
-        *step = step_of_error(error);
     }
 }

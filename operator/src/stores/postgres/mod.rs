@@ -261,7 +261,12 @@ pub async fn drop_database<'a>(
     database: impl Into<Database<'a>>,
     ledger: &dyn Ledger,
 ) -> Result<usize> {
-    let wanted = database.into();
+    let asked = database.into();
+    let wanted = Database {
+        // To take it over in order to drop it is nobody's wish.
+        claim: asked.claim.map(|claim| Claim::of(claim.cluster)),
+        ..asked
+    };
     let database = wanted.name;
     if (wanted.id.is_some() || wanted.claim.is_some())
         && let Opened::Session(mut session) = Session::open(server, database).await?
@@ -269,12 +274,6 @@ pub async fn drop_database<'a>(
         let state = look::database(&mut session).await;
         session.close().await;
         let state = state?;
-        // To take it over in order to drop it is nobody's wish.
-        let own = wanted.claim.map(|claim| Claim::of(claim.cluster));
-        let wanted = Database {
-            claim: own,
-            ..wanted
-        };
         wanted.check(server, Some(&state))?;
         if let (None, None, Some(id)) = (wanted.id, plan::claim(&state), plan::identity(&state)) {
             return Err(invalid(

@@ -51,20 +51,12 @@ async fn a_database_is_for_the_cells_of_one_cluster() {
     let wanted = schemas(name, &SERVICES);
     let passwords = passwords(&SERVICES);
     let book = Book::new();
-    let ask = |claim| {
-        let database = Database {
-            claim: Some(claim),
-            ..Database::from(name)
-        };
-        ensure(&server, database, &wanted, &passwords, &book)
+    let claimed = |claim| Database {
+        claim: Some(claim),
+        ..Database::from(name)
     };
-    let drop = |claim| {
-        let database = Database {
-            claim: Some(claim),
-            ..Database::from(name)
-        };
-        drop_database(&server, database, &book)
-    };
+    let ask = |claim| ensure(&server, claimed(claim), &wanted, &passwords, &book);
+    let drop = |claim| drop_database(&server, claimed(claim), &book);
     let [a, b] = ["a", "b"].map(Claim::of);
 
     // One from before there were claims: it is taken by the first that asks, and not dropped by one that never had it.
