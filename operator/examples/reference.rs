@@ -19,7 +19,7 @@ use nix::sys::time::TimeValLike;
 use rand::distr::{Alphanumeric, SampleString};
 use serde_json::json;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
-use titan_operator::cluster::ObjectClient;
+use titan_operator::execute::apply::ObjectClient;
 use titan_operator::ledger::{Interrupted, Ledger, Write};
 use titan_planner::Observed;
 use titan_planner::cell::{Credentials, ServerCredentials, build, validate};

@@ -1,21 +1,12 @@
-//! The operator of Titan Cells: it observes, plans, commits and executes.
-//!
-//! Planning is in `titan-planner` and pure; this crate is the I/O around it.
+//! The operator of Titan Cells. A module's name says its stage: [`observe`] what is there, plan (crate `titan-planner`, pure),
+//! [`commit`] the routing table, [`execute`] the rest. [`run`] wires the stages together, [`stores`] has the clients of
+//! PostgreSQL, Patroni, Redis and Kafka.
 
-pub mod attempt;
-pub mod cell;
-pub mod cluster;
-pub mod context;
-mod detect;
-pub mod echoes;
-mod finalizer;
-pub mod fleet;
-mod gather;
-pub mod http;
-mod lead;
-pub mod leader;
+pub mod commit;
+pub mod error;
+pub mod execute;
 pub mod ledger;
 pub mod metrics;
-pub mod operate;
+pub mod observe;
+pub mod run;
 pub mod stores;
-pub mod tables;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
 use titan_operator::metrics::{CountingLedger, Metrics};
-use titan_operator::operate::{Settings, operate};
+use titan_operator::run::replica::{Settings, operate};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;

@@ -7,7 +7,7 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::cell::ReconcileError;
+use crate::error::ReconcileError;
 use crate::ledger::{Interrupted, Ledger, Write};
 
 /// All metrics, registered.

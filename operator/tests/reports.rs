@@ -13,7 +13,7 @@ use kube::{Api, Client, Config};
 use serde_json::json;
 use titan_crds::{Cell, RoutingTable as TableResource};
 use titan_operator::metrics::{CountingLedger, Metrics};
-use titan_operator::operate::{Settings, operate};
+use titan_operator::run::replica::{Settings, operate};
 use titan_planner::fleet::to_resource;
 use titan_routing::client::{RegistryClient, RegistryConfig};
 use titan_routing::proto::FailureReport;

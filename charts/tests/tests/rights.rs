@@ -16,7 +16,7 @@ use common::{NAMESPACE, helm, object, render, strings, write_objects};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 use titan_operator::metrics::{CountingLedger, Metrics};
-use titan_operator::operate::{Settings, operate};
+use titan_operator::run::replica::{Settings, operate};
 use titan_testbed::{Apiserver, Redis};
 use tokio_util::sync::CancellationToken;
 

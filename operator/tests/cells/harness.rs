@@ -16,17 +16,18 @@ use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
-use titan_operator::attempt::Failures;
-use titan_operator::cell::{ReconcileError, Waiting};
-use titan_operator::cluster::Compared;
-use titan_operator::context::{Context, KafkaAdmins};
-use titan_operator::echoes::Echoes;
+use titan_operator::error::ReconcileError;
+use titan_operator::execute::apply::Compared;
+use titan_operator::execute::cell::PassCache;
+use titan_operator::execute::{cell, fleet};
 use titan_operator::ledger::{Ledger, System};
 use titan_operator::metrics::Metrics;
+use titan_operator::observe::own_writes::OwnWrites;
+use titan_operator::observe::tables::Tables;
+use titan_operator::run::attempt::Failures;
+use titan_operator::run::context::{Context, KafkaAdmins};
 use titan_operator::stores::StoreError;
 use titan_operator::stores::postgres::{Proof, Witnesses};
-use titan_operator::tables::Tables;
-use titan_operator::{cell, fleet};
 use titan_planner::cell::ServerCredentials;
 use titan_planner::object::Kind;
 use titan_routing::server::{RegistryOptions, RegistryService};
@@ -372,10 +373,10 @@ impl World {
             profiles: store(&view.profiles),
             fleets: store(&view.fleets),
             kafka: KafkaAdmins::default(),
-            echoes: Arc::new(Echoes::default()),
+            own_writes: Arc::new(OwnWrites::default()),
             proof: self.living.clone(),
             compared: self.compared.clone(),
-            waiting: Waiting::default(),
+            pass_cache: PassCache::default(),
             failures: Failures::default(),
         }
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use redis::{ConnectionAddr, IntoConnectionInfo as _, RedisConnectionInfo};
-use titan_operator::leader::WriteGate;
 use titan_operator::ledger::{GatedLedger, Ledger};
+use titan_operator::run::leadership::WriteGate;
 use titan_operator::stores::StoreError;
 use titan_operator::stores::redis::{RedisReport, ensure_cluster, ensure_single};
 use titan_testbed::Redis;

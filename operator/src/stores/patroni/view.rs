@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt;
 use serde_json::Value;
 
-use crate::cluster::number;
+use crate::execute::apply::number;
 
 /// The StatefulSet of the members, as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

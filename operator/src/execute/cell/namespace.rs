@@ -1,0 +1,114 @@
+//! The namespace of a cell, and the operator's rights in it.
+
+use std::time::Duration;
+
+use titan_planner::cell::ValidatedCell;
+use titan_planner::object::{Kind, Object, Stage};
+use titan_planner::status::Step;
+
+use crate::error::ReconcileError;
+use crate::execute::apply::{
+    ApplyError, Compared, LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, is_forbidden,
+};
+
+/// How often and how long to wait for the apiserver's authorizer to see the operator's RoleBinding.
+const RIGHTS_TRIES: u32 = 20;
+const RIGHTS_PAUSE: Duration = Duration::from_millis(25);
+
+/// Makes the namespace and reads what is in it. The inner step says why the namespace cannot be used.
+pub(super) async fn enter(
+    client: &ObjectClient<'_>,
+    cell: &ValidatedCell,
+    objects: &[Object],
+    compared: &Compared,
+) -> Result<Result<LiveObjects, Step>, ReconcileError> {
+    let namespace = client.get(Kind::Namespace, &cell.name).await?;
+    if let Some(step) = namespace.as_ref().and_then(|live| unusable(cell, live)) {
+        return Ok(Err(step));
+    }
+    let fresh = namespace.is_none();
+    let mut live = LiveObjects::default();
+    if let Some(namespace) = namespace {
+        live.insert(namespace);
+        for binding in client.list(Kind::RoleBinding).await? {
+            live.insert(binding);
+        }
+    }
+    let of_kind = |kind: Kind| {
+        objects
+            .iter()
+            .filter(move |object| object.stage == Stage::Namespace && object.kind == kind)
+    };
+    let scope = Scope {
+        client,
+        cell: &cell.name,
+        live: &live,
+        compared,
+    };
+    // Somebody may have created it since we looked; that comes back as `NotOurs`.
+    apply_stage(scope, of_kind(Kind::Namespace)).await?;
+    let rights = apply_stage(scope, of_kind(Kind::RoleBinding)).await?;
+    if rights.created + rights.repaired > 0 {
+        await_rights(client).await?;
+    }
+    // What was created a moment ago holds nothing that would have to be read.
+    if !fresh {
+        live.extend(LiveObjects::read(client).await?);
+    }
+    Ok(Ok(live))
+}
+
+/// Why a namespace that exists is not one to put this cell into.
+fn unusable(cell: &ValidatedCell, live: &LiveObject) -> Option<Step> {
+    let name = &cell.name;
+    if !live.is_ours(name) {
+        return Some(Step::failed(
+            "NamespaceNotOurs",
+            format!(
+                "namespace {name} exists and was not made for this cell; give the Cell another name, or delete the namespace if nothing in it is needed"
+            ),
+        ));
+    }
+    if live.is_deleting() {
+        return Some(Step::waiting(
+            "NamespaceTerminating",
+            format!("namespace {name} of an earlier cell is still being deleted"),
+        ));
+    }
+    let first = cell.range.first().to_string();
+    let last = cell.range.last().to_string();
+    let held = (
+        live.label("titan.dev/range-first").unwrap_or(&first),
+        live.label("titan.dev/range-last").unwrap_or(&last),
+    );
+    if held != (first.as_str(), last.as_str()) {
+        return Some(Step::failed(
+            "NamespaceHoldsOtherRange",
+            format!(
+                "namespace {name} was retained from a cell of the users {}..={} and this cell is for {}; its data belongs to other users. Use another name, or delete the namespace if its data is not needed",
+                held.0, held.1, cell.range
+            ),
+        ));
+    }
+    None
+}
+
+/// Waits until the rights that a RoleBinding gives are in force: the authorizer learns of it by a watch, some
+/// milliseconds after it was written.
+async fn await_rights(client: &ObjectClient<'_>) -> Result<(), ReconcileError> {
+    for _ in 0..RIGHTS_TRIES {
+        match client.list(Kind::Secret).await {
+            Err(error) if is_forbidden(&error) => tokio::time::sleep(RIGHTS_PAUSE).await,
+            Err(error) => return Err(error.into()),
+            Ok(_) => return Ok(()),
+        }
+    }
+    match client.list(Kind::Secret).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(ReconcileError::Apply(ApplyError::Kube {
+            kind: "RoleBinding",
+            name: "titan-operator".to_owned(),
+            error: Box::new(error),
+        })),
+    }
+}

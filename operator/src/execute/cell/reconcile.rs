@@ -1,0 +1,532 @@
+//! One pass over one Cell: dereference, validate, build, apply, update the status.
+//!
+//! Every pass starts from what is there now, not from what an earlier pass remembers, and may end after any write. What a pass
+//! found is remembered for two things only: a look at pods in between that writes nothing but the status, and which objects of which version
+//! need not be compared again.
+
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use titan_crds::{Cell, ConditionType, ServiceStatus};
+use titan_planner::cell::{
+    Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
+    validate,
+};
+use titan_planner::fleet::{self, Claim};
+use titan_planner::object::{Kind, Object, Stage};
+use titan_planner::status::{Step, Steps};
+use titan_routing::{Assignment, AssignmentState, Epoch};
+
+use crate::error::ReconcileError;
+use crate::execute::apply::{
+    LiveObject, LiveObjects, ObjectClient, Scope, apply_stage, prune, volumes_kept,
+};
+use crate::execute::cell::cache;
+use crate::execute::cell::credentials::read_or_generate;
+use crate::execute::cell::failures::{note_error, step_of_error, store_step};
+use crate::execute::cell::finalize::{FINALIZER, finalize};
+use crate::execute::cell::identity::{OTHER_CLUSTER, claim, known_database};
+use crate::execute::cell::migration::{Migration, migrate};
+use crate::execute::cell::namespace::enter;
+use crate::execute::cell::pass_cache::Found;
+use crate::execute::cell::patience::{starting, unanswered, unready_for, waited};
+use crate::execute::cell::pause::look;
+use crate::execute::cell::postgres::{ManagedPostgres, Members};
+use crate::execute::cell::report::{Reported, report};
+use crate::execute::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
+use crate::execute::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
+use crate::execute::finalizer::hold;
+use crate::observe::{as_ref, dereference};
+use crate::run::attempt::jitter;
+use crate::run::context::Context;
+use crate::stores::postgres::{Database, OwnershipRow};
+use crate::stores::{StoreError, kafka, postgres};
+
+/// What a pass found out, for the status.
+#[derive(Clone)]
+pub(super) struct Progress {
+    pub(super) steps: Steps,
+    pub(super) assignment: Option<Assignment>,
+    /// The id of the database, once it was reached.
+    pub(super) database_id: Option<String>,
+    pub(super) services: Option<Vec<ServiceStatus>>,
+}
+
+impl Progress {
+    pub(super) const fn new() -> Self {
+        Progress {
+            steps: Steps::none(),
+            assignment: None,
+            database_id: None,
+            services: None,
+        }
+    }
+}
+
+/// Brings one Cell a step nearer to its spec.
+///
+/// # Errors
+/// When something did not work that may work the next time.
+pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let paused = cell.spec.paused;
+    if cell.metadata.deletion_timestamp.is_some() && !paused {
+        return finalize(&cell, &context).await;
+    }
+    if paused {
+        let progress = look(&cell, &context).await?;
+        // Watches tell of Deployments; of a pod that is stuck they do not.
+        let next = match &progress.steps.services {
+            Step::Waiting { .. } | Step::Failed { .. } => Action::requeue(jitter(LATER)),
+            Step::Done(_) | Step::NotReached => Action::await_change(),
+        };
+        return tell(&cell, &context, progress, next).await;
+    }
+    context.pass_cache.start(&cell);
+    let mut progress = Progress::new();
+    // From here on there may be things outside of Kubernetes.
+    let cell = hold(cell, FINALIZER, &context).await?;
+    let result = drive(&cell, &context, &mut progress).await;
+    let result = match result {
+        Ok(Some(services)) if is_waiting_for_pods(&progress.steps) => {
+            let found = Found::new(&cell, progress.clone(), services);
+            context.pass_cache.store(&cell, found);
+            Ok(())
+        }
+        Err(error) if error.is_interruption() => return Err(error),
+        Err(error) => {
+            note_error(&cell.name_any(), &mut progress.steps, &error);
+            Err(error)
+        }
+        Ok(_) => Ok(()),
+    };
+    let next = requeue(&progress.steps, waited(&cell));
+    if report(&cell, &context, progress).await? == Reported::Outdated {
+        return Ok(Action::requeue(SHORTLY));
+    }
+    match result {
+        Ok(()) => Ok(next),
+        Err(error) => match step_of_error(&cell.name_any(), &error) {
+            // It is in the status, and trying at once again would change nothing.
+            Step::Failed { .. } => Ok(next),
+            _ => Err(error),
+        },
+    }
+}
+
+/// A look at a Cell of which nothing has changed since a pass found it waiting for its pods: watches tell how Deployments and
+/// Jobs get on, but not of a pod that is stuck.
+///
+/// # Errors
+/// When the pods or the status cannot be reached.
+pub(super) async fn look_at_pods(
+    cell: Arc<Cell>,
+    context: Arc<Context>,
+    found: Arc<Found>,
+) -> Result<Action, ReconcileError> {
+    let mut progress = found.progress.clone();
+    let name = cell.name_any();
+    let told = found.services.tell(&context, &name, &mut progress).await;
+    if told.is_err() || !is_waiting_for_pods(&progress.steps) {
+        // A pass says of an error where it was; and what a pod cannot start without may be something that is not watched and
+        // that a pass mends.
+        context.pass_cache.invalidate(&name);
+    }
+    told?;
+    let next = requeue(&progress.steps, waited(&cell));
+    tell(&cell, &context, progress, next).await
+}
+
+/// Writes the status; when to look again after that.
+async fn tell(
+    cell: &Cell,
+    context: &Context,
+    progress: Progress,
+    next: Action,
+) -> Result<Action, ReconcileError> {
+    Ok(match report(cell, context, progress).await? {
+        Reported::Told => next,
+        Reported::Outdated => Action::requeue(SHORTLY),
+    })
+}
+
+/// Brings the Cell as far as it comes. How its services are, if nothing but them is waited for.
+async fn drive(
+    cell: &Cell,
+    context: &Context,
+    progress: &mut Progress,
+) -> Result<Option<Services>, ReconcileError> {
+    // Whatever becomes of the spec, the cell serves what the table gives it.
+    if let Some(row) = context.tables.row_of(cell) {
+        progress.steps.range = held(&row);
+        progress.assignment = Some(row);
+    }
+    let referred = dereference(cell, context).await;
+    let valid = match validate(cell, as_ref(&referred.profile), as_ref(&referred.fleet)) {
+        Ok(valid) => valid,
+        Err(NotValid::Invalid(invalid)) => {
+            progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
+            return Ok(None);
+        }
+        Err(NotValid::Waiting(invalid)) => {
+            progress.steps.accepted = Step::waiting(invalid.reason, invalid.message);
+            return Ok(None);
+        }
+    };
+    progress.steps.accepted = Step::Done("the spec is valid".to_owned());
+    let Some(row) = hold_range(&valid, context, progress) else {
+        return Ok(None);
+    };
+
+    let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &valid.name)
+        .recording(&context.own_writes);
+    let namespace = match build_namespace(&valid) {
+        Ok(namespace) => namespace,
+        Err(invalid) => {
+            progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
+            return Ok(None);
+        }
+    };
+    let live = match enter(&client, &valid, &namespace, &context.compared).await? {
+        Ok(live) => live,
+        Err(step) => {
+            progress.steps.databases = step;
+            return Ok(None);
+        }
+    };
+    let credentials = match read_or_generate(&valid, &live, context).await? {
+        Ok(credentials) => credentials,
+        Err(step) => {
+            progress.steps.databases = step;
+            return Ok(None);
+        }
+    };
+    let desired = match build(&valid, &credentials) {
+        Ok(desired) => desired,
+        Err(invalid) => {
+            progress.steps.accepted = Step::failed(invalid.reason, invalid.message);
+            return Ok(None);
+        }
+    };
+    Pass {
+        valid: &valid,
+        credentials: &credentials,
+        desired: &desired,
+        live: &live,
+        client: &client,
+        context,
+        cell,
+    }
+    .run(&row, progress)
+    .await
+}
+
+fn held(row: &Assignment) -> Step {
+    Step::Done(format!("{} at epoch {}", row.range, row.epoch))
+}
+
+/// The cell's row in the committed table. Nothing is created before there is one.
+fn hold_range(
+    valid: &ValidatedCell,
+    context: &Context,
+    progress: &mut Progress,
+) -> Option<Assignment> {
+    let table = context.tables.latest(&valid.fleet);
+    let claim = table.as_deref().map_or(Claim::NotYet, |table| {
+        fleet::claim(table, &valid.name, valid.range)
+    });
+    match claim {
+        Claim::Held(row) => {
+            progress.steps.range = held(row);
+            progress.assignment = Some(row.clone());
+            Some(row.clone())
+        }
+        Claim::Overlaps(other) => {
+            progress.steps.range = Step::failed(
+                "RangeOverlaps",
+                format!(
+                    "userRange {} overlaps {} of cell {}, which had it first; delete one of the two cells, or create this one with another range",
+                    valid.range, other.range, other.cell
+                ),
+            );
+            None
+        }
+        Claim::NotYet => {
+            progress.steps.range = Step::waiting(
+                "RangePending",
+                "waiting for the routing table to take in the range",
+            );
+            None
+        }
+    }
+}
+
+/// Everything a pass works with once the cell has a namespace.
+struct Pass<'a> {
+    valid: &'a ValidatedCell,
+    credentials: &'a Credentials,
+    desired: &'a Desired,
+    live: &'a LiveObjects,
+    client: &'a ObjectClient<'a>,
+    context: &'a Context,
+    /// As it was when the pass began.
+    cell: &'a Cell,
+}
+
+/// Databases that are as they should be.
+struct Databases {
+    /// Which PostgreSQL database it is.
+    id: String,
+    /// What there is, in words.
+    message: String,
+    /// Whether nothing is waited for in any of them.
+    settled: bool,
+    /// Who may write which keys in it.
+    owned: Vec<OwnershipRow>,
+}
+
+impl Pass<'_> {
+    async fn run(
+        &self,
+        row: &Assignment,
+        progress: &mut Progress,
+    ) -> Result<Option<Services>, ReconcileError> {
+        self.apply(|stage| *stage == Stage::Foundation).await?;
+        let managed = ManagedPostgres::of(
+            self.valid,
+            self.live,
+            &self.credentials.postgres,
+            self.context,
+        );
+        let members = match &managed {
+            Some(managed) => managed.take_turns(&self.desired.objects).await?,
+            None => Members::default(),
+        };
+        self.apply_stores(members.set.as_ref()).await?;
+        prune(
+            self.scope(),
+            &self.desired.objects,
+            self.valid.reclaim_policy,
+        )
+        .await?;
+
+        let databases = self.databases(managed.as_ref(), row.epoch).await?;
+        // Where the database is another cluster's, topics of these names may be, too.
+        if !matches!(&databases, Err(Step::Failed { reason, .. }) if reason == OTHER_CLUSTER) {
+            progress.steps.topics = self.topics().await?;
+        }
+        let database = match databases {
+            Ok(database) => database,
+            Err(step) => {
+                progress.steps.databases = step;
+                progress.services = Some(rollup(self.valid, &Deployments::read(self.live)));
+                return Ok(None);
+            }
+        };
+        progress.steps.databases = match members.step {
+            Some(step) => {
+                let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
+                unanswered(step, unready_for.min(members.unchanged))
+            }
+            None => Step::Done(database.message),
+        };
+        progress.database_id = Some(database.id.clone());
+
+        let jobs = migrate(self.scope(), &self.desired.objects, &database.id).await?;
+        self.apply(|stage| match stage {
+            Stage::Service(service) => jobs
+                .get(service)
+                .is_none_or(|(_, state)| *state == Migration::Done),
+            _ => false,
+        })
+        .await?;
+
+        let services = Services::read(self.valid, self.live, jobs);
+        services
+            .tell(self.context, &self.valid.name, progress)
+            .await?;
+        if row.state == AssignmentState::Active {
+            progress.steps.serving = self.serve(row, &database.owned).await?;
+        } else {
+            progress.steps.serving = Step::waiting(
+                "RangeNotActive",
+                "waiting for the routing table to send the range's requests here",
+            );
+        }
+        let calm = database.settled
+            && (progress.steps.serving.is_done() || row.state != AssignmentState::Active);
+        Ok(calm.then_some(services))
+    }
+
+    fn scope(&self) -> Scope<'_> {
+        Scope {
+            client: self.client,
+            cell: &self.valid.name,
+            live: self.live,
+            compared: &self.context.compared,
+        }
+    }
+
+    async fn apply(&self, wanted: impl Fn(&Stage) -> bool) -> Result<(), ReconcileError> {
+        let objects = self
+            .desired
+            .objects
+            .iter()
+            .filter(|object| wanted(&object.stage));
+        self.apply_all(objects).await
+    }
+
+    /// Applies the databases, one of them as it is to be for now.
+    async fn apply_stores(&self, for_now: Option<&Object>) -> Result<(), ReconcileError> {
+        let stores = self.desired.objects.iter();
+        let stores = stores.filter(|object| object.stage == Stage::Stores);
+        let is_other = |object: &&Object| {
+            for_now.is_none_or(|it| (it.kind, &it.name) != (object.kind, &object.name))
+        };
+        self.apply_all(stores.filter(is_other).chain(for_now)).await
+    }
+
+    async fn apply_all<'a>(
+        &'a self,
+        objects: impl Iterator<Item = &'a Object>,
+    ) -> Result<(), ReconcileError> {
+        let applied = apply_stage(self.scope(), objects).await?;
+        if applied.created + applied.repaired > 0 {
+            tracing::debug!(cell = self.valid.name, ?applied, "applied");
+        }
+        Ok(())
+    }
+
+    /// Brings the databases to where they should be; the inner error says how far they are.
+    async fn databases(
+        &self,
+        managed: Option<&ManagedPostgres<'_>>,
+        epoch: Epoch,
+    ) -> Result<Result<Databases, Step>, ReconcileError> {
+        let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
+        if let Some(managed) = managed
+            && let Some(step) = managed.tend().await?
+        {
+            return Ok(Err(step));
+        }
+        for store in self.managed_stores() {
+            let ready = self
+                .live
+                .get(Kind::StatefulSet, store)
+                .map_or(0, LiveObject::ready_replicas);
+            if ready == 0 {
+                let diagnoses = diagnose_pods(self.context, &self.valid.name).await?;
+                return Ok(Err(diagnoses.get(store).map_or_else(
+                    || starting(&self.valid.name, store, unready_for),
+                    step_of,
+                )));
+            }
+        }
+        let ledger = self.context.ledger.as_ref();
+        let database = self.valid.database();
+        let claim = match self.valid.postgres {
+            PostgresPlan::External { .. } => Some(claim(self.cell, epoch, self.context).await?),
+            // It is nobody else's.
+            PostgresPlan::Managed { .. } => None,
+        };
+        let (sql, cache) = tokio::join!(
+            postgres::ensure(
+                &self.credentials.postgres,
+                Database {
+                    name: &database,
+                    id: known_database(self.cell, self.valid),
+                    claim,
+                },
+                &self.valid.schemas,
+                &self.credentials.services,
+                ledger,
+            ),
+            cache::ensure(self.valid, self.credentials, ledger),
+        );
+        let (sql, cache) = match (sql, cache) {
+            (Ok(sql), Ok(cache)) => (sql, cache),
+            (Err(error), _) | (_, Err(error)) => {
+                let step = store_step(&self.valid.name, error)?;
+                return Ok(Err(unanswered(step, unready_for)));
+            }
+        };
+        let settled = cache.is_empty();
+        let cache = if settled {
+            "answers".to_owned()
+        } else {
+            format!("serves, and {}", cache.join("; "))
+        };
+        let mut message = vec![format!(
+            "PostgreSQL has {} schemas, Redis {cache}",
+            sql.schemas
+        )];
+        message.extend(volumes_kept(&self.desired.objects, self.live));
+        Ok(Ok(Databases {
+            id: sql.id,
+            settled,
+            owned: sql.owned,
+            message: message.join("; "),
+        }))
+    }
+
+    fn managed_stores(&self) -> impl Iterator<Item = &'static str> {
+        let postgres =
+            matches!(self.valid.postgres, PostgresPlan::Managed { .. }).then_some("postgres");
+        let redis = matches!(self.valid.redis, RedisPlan::Managed { .. }).then_some("redis");
+        postgres.into_iter().chain(redis)
+    }
+
+    async fn topics(&self) -> Result<Step, ReconcileError> {
+        if self.valid.topics.is_empty() {
+            return Ok(Step::Done("the profile names no topics".to_owned()));
+        }
+        let kafka: Result<Arc<kafka::KafkaAdmin>, StoreError> =
+            self.context.kafka.get(&self.valid.kafka_bootstrap);
+        let ensured = match kafka {
+            Ok(kafka) => {
+                kafka
+                    .ensure(&self.valid.topics, self.context.ledger.as_ref())
+                    .await
+            }
+            Err(error) => Err(error),
+        };
+        match ensured {
+            Ok(report) => {
+                let topics = format!("{} topics", self.valid.topics.len());
+                let warnings = report.warnings.into_iter();
+                let all: Vec<String> = std::iter::once(topics).chain(warnings).collect();
+                Ok(Step::Done(all.join("; ")))
+            }
+            Err(error) => {
+                let step = store_step(&self.valid.name, error)?;
+                let unready_for = unready_for(self.cell, ConditionType::TopicsReady);
+                Ok(unanswered(step, unready_for))
+            }
+        }
+    }
+
+    /// Lets this cell write its range, at the epoch of its row.
+    async fn serve(
+        &self,
+        row: &Assignment,
+        owned: &[OwnershipRow],
+    ) -> Result<Step, ReconcileError> {
+        let done = held(row);
+        if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
+            return Ok(done);
+        }
+        let activated = postgres::activate(
+            &self.credentials.postgres,
+            &self.valid.database(),
+            row.range,
+            &row.cell,
+            row.epoch,
+            self.context.ledger.as_ref(),
+        )
+        .await;
+        match activated {
+            Ok(_) => Ok(done),
+            Err(error) => store_step(&self.valid.name, error),
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! How far the services of a cell are, read from what is in its namespace.
+
+use std::collections::BTreeMap;
+
+use kube::api::ListParams;
+use kube::core::Request;
+use serde::Deserialize;
+use serde_json::Value;
+use titan_crds::ServiceStatus;
+use titan_planner::cell::ValidatedCell;
+use titan_planner::diagnosis::{Diagnosis, diagnose, diagnose_deployment};
+use titan_planner::object::{CELL_LABEL, Kind};
+use titan_planner::status::Step;
+
+use crate::execute::apply::{Lean, LiveObject, LiveObjects, number};
+use crate::execute::cell::migration::{Migration, Migrations, migrations_step};
+use crate::execute::cell::reconcile::Progress;
+use crate::run::context::Context;
+
+/// How the services of a cell and their migrations are, but for what their pods say.
+#[derive(Default)]
+pub(super) struct Services {
+    jobs: Migrations,
+    status: Vec<ServiceStatus>,
+    /// What the Deployments say is wrong.
+    deployments: Diagnoses,
+    /// See [`rollout_step`].
+    rolling: Option<Step>,
+}
+
+impl Services {
+    /// As they are in the namespace.
+    pub(super) fn read(cell: &ValidatedCell, live: &LiveObjects, jobs: Migrations) -> Self {
+        let deployments = Deployments::read(live);
+        Services {
+            jobs,
+            status: rollup(cell, &deployments),
+            rolling: rollout_step(cell, &deployments),
+            deployments: deployments.diagnoses(),
+        }
+    }
+
+    /// Whether none of their pods is waited for.
+    fn are_calm(&self) -> bool {
+        let migrated = |(_, state): &(_, _)| *state == Migration::Done;
+        self.jobs.values().all(migrated) && !self.status.iter().any(lacks_pods)
+    }
+
+    /// Writes down how far they are, and looks at their pods where those are waited for.
+    pub(super) async fn tell(
+        &self,
+        context: &Context,
+        cell: &str,
+        progress: &mut Progress,
+    ) -> Result<(), kube::Error> {
+        let calm = self.are_calm();
+        let mut pods = if calm {
+            Diagnoses::new()
+        } else {
+            diagnose_pods(context, cell).await?
+        };
+        progress.steps.migrations = migrations_step(cell, &self.jobs, &pods);
+        let mut status = self.status.clone();
+        if !calm {
+            fill_in(&mut pods, &self.deployments);
+            explain(&mut status, &pods);
+        }
+        let step = services_step(&status, &pods);
+        progress.steps.services = if step.is_done() {
+            self.rolling.clone().unwrap_or(step)
+        } else {
+            step
+        };
+        progress.services = Some(status);
+        Ok(())
+    }
+}
+
+/// Whether a service has fewer pods that are ready than it should have.
+pub(super) fn lacks_pods(service: &ServiceStatus) -> bool {
+    service.ready < service.desired
+}
+
+/// What is wrong with the pods of a cell, by the name in their `app.kubernetes.io/name` label.
+pub(super) type Diagnoses = BTreeMap<String, Diagnosis>;
+
+/// Looks at the pods of a cell. Only called when something is not ready.
+pub(super) async fn diagnose_pods(context: &Context, cell: &str) -> Result<Diagnoses, kube::Error> {
+    let request = Request::new(format!("/api/v1/namespaces/{cell}/pods"))
+        .list(&ListParams::default().labels(&format!("{CELL_LABEL}={cell}")))
+        .map_err(kube::Error::BuildRequest)?;
+    let pods: Pods = context.client.request(request).await?;
+    Ok(pods
+        .items
+        .into_iter()
+        .filter_map(|Lean(pod)| {
+            let pod = pod.value();
+            let labels = pod.pointer("/metadata/labels")?;
+            let name = labels.get("app.kubernetes.io/name")?.as_str()?;
+            Some((name.to_owned(), diagnose(&pod)?))
+        })
+        .collect())
+}
+
+#[derive(Deserialize)]
+struct Pods {
+    items: Vec<Lean>,
+}
+
+/// Adds what Deployments say of services of which no pod says what is wrong.
+pub(super) fn fill_in(pods: &mut Diagnoses, deployments: &Diagnoses) {
+    for (service, diagnosis) in deployments {
+        pods.entry(service.clone())
+            .or_insert_with(|| diagnosis.clone());
+    }
+}
+
+/// What the Deployments of a cell say, by name.
+pub(super) struct Deployments(BTreeMap<String, Deployed>);
+
+struct Deployed {
+    /// The tag of the first container's image.
+    release: Option<String>,
+    desired: i64,
+    ready: i64,
+    older: i64,
+    /// What is wrong.
+    diagnosis: Option<Diagnosis>,
+}
+
+impl Deployments {
+    pub(super) fn read(live: &LiveObjects) -> Self {
+        let deployments = live.iter().filter(|it| it.kind == Kind::Deployment);
+        let said = |it: &LiveObject| (it.name.clone(), Deployed::read(&it.body()));
+        Deployments(deployments.map(said).collect())
+    }
+
+    /// What they say is wrong.
+    pub(super) fn diagnoses(self) -> Diagnoses {
+        let wrong = |(name, deployed): (_, Deployed)| Some((name, deployed.diagnosis?));
+        self.0.into_iter().filter_map(wrong).collect()
+    }
+
+    /// The status of a service; what is passed counts where there is no Deployment that says so.
+    fn status(&self, name: &str, release: &str, desired: i64) -> ServiceStatus {
+        let deployed = self.0.get(name);
+        ServiceStatus {
+            name: name.to_owned(),
+            release: deployed
+                .and_then(|it| it.release.clone())
+                .unwrap_or_else(|| release.to_owned()),
+            desired: clamp(deployed.map_or(desired, |it| it.desired)),
+            ready: clamp(deployed.map_or(0, |it| it.ready)),
+            message: None,
+        }
+    }
+}
+
+impl Deployed {
+    fn read(body: &Value) -> Self {
+        Deployed {
+            release: image_tag(body),
+            desired: number(body, "/spec/replicas"),
+            ready: ready_pods(body),
+            older: older_pods(body),
+            diagnosis: diagnose_deployment(body),
+        }
+    }
+}
+
+/// The status of each service, in the plan's order.
+pub(super) fn rollup(cell: &ValidatedCell, deployments: &Deployments) -> Vec<ServiceStatus> {
+    cell.services
+        .iter()
+        .map(|service| {
+            let planned = service.replicas.map_or(1, i64::from);
+            deployments.status(&service.name, &service.release, planned)
+        })
+        .collect()
+}
+
+/// The status of each service that there is, whatever is planned: those that the cell's status knows, in its order, and those
+/// that have a Deployment.
+pub(super) fn rollup_unplanned(
+    known: &[ServiceStatus],
+    deployments: &Deployments,
+) -> Vec<ServiceStatus> {
+    let is_known = |name: &str| known.iter().any(|service| service.name == name);
+    let others = deployments.0.keys().filter(|name| !is_known(name));
+    known
+        .iter()
+        .map(|service| {
+            let desired = i64::from(service.desired);
+            deployments.status(&service.name, &service.release, desired)
+        })
+        .chain(others.map(|name| deployments.status(name, "", 1)))
+        .collect()
+}
+
+/// Says of each service what is wrong with it.
+pub(super) fn explain(services: &mut [ServiceStatus], diagnoses: &Diagnoses) {
+    for service in services {
+        service.message = diagnoses
+            .get(&service.name)
+            .map(|diagnosis| diagnosis.message.clone());
+    }
+}
+
+fn clamp(count: i64) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// The tag of the first container's image.
+fn image_tag(deployment: &Value) -> Option<String> {
+    let image = deployment
+        .pointer("/spec/template/spec/containers/0/image")?
+        .as_str()?;
+    Some(image.rsplit_once(':')?.1.to_owned())
+}
+
+/// Pods of the current template that are ready; 0 while the Deployment's status speaks of an older one. A pod of an older
+/// template that is still there is taken to be one of the ready ones: it goes when the new ones are.
+fn ready_pods(deployment: &Value) -> i64 {
+    let generation = number(deployment, "/metadata/generation");
+    if number(deployment, "/status/observedGeneration") < generation {
+        return 0;
+    }
+    let updated = number(deployment, "/status/updatedReplicas");
+    let ready = number(deployment, "/status/readyReplicas") - older_pods(deployment);
+    ready.clamp(0, updated.max(0))
+}
+
+/// Pods of older templates that have not been told to go.
+fn older_pods(deployment: &Value) -> i64 {
+    number(deployment, "/status/replicas") - number(deployment, "/status/updatedReplicas")
+}
+
+/// The services that have all their pods, and are not through with a rollout all the same: the Deployment names another
+/// release than the spec, or pods of an older one serve still. `None` when there are none.
+fn rollout_step(cell: &ValidatedCell, deployments: &Deployments) -> Option<Step> {
+    let rolling: Vec<&str> = cell
+        .services
+        .iter()
+        .filter(|service| {
+            deployments.0.get(&service.name).is_some_and(|deployed| {
+                deployed.release.as_ref() != Some(&service.release) || deployed.older > 0
+            })
+        })
+        .map(|service| service.name.as_str())
+        .collect();
+    (!rolling.is_empty()).then(|| {
+        Step::waiting(
+            "ReleaseRolling",
+            format!("waiting for the new release of {}", rolling.join(", ")),
+        )
+    })
+}
+
+/// What the services come to.
+pub(super) fn services_step(services: &[ServiceStatus], diagnoses: &Diagnoses) -> Step {
+    let lacking: Vec<&ServiceStatus> = services
+        .iter()
+        .filter(|service| lacks_pods(service))
+        .collect();
+    if lacking.is_empty() {
+        return Step::Done(format!("{} services have their pods", services.len()));
+    }
+    if let Some(diagnosis) = lacking
+        .iter()
+        .find_map(|service| diagnoses.get(&service.name))
+    {
+        return step_of(diagnosis);
+    }
+    let list: Vec<String> = lacking
+        .iter()
+        .map(|service| format!("{} {}/{}", service.name, service.ready, service.desired))
+        .collect();
+    Step::waiting(
+        "ServicesStarting",
+        format!("waiting for {}", list.join(", ")),
+    )
+}
+
+pub(super) fn step_of(diagnosis: &Diagnosis) -> Step {
+    if diagnosis.needs_person {
+        Step::failed(diagnosis.reason, &diagnosis.message)
+    } else {
+        Step::waiting(diagnosis.reason, &diagnosis.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_of_the_old_release_is_no_ready_pod_of_the_new_one() {
+        let ready = |replicas: i64, updated: i64, ready: i64| {
+            ready_pods(&json!({
+                "metadata": {"generation": 3},
+                "status": {
+                    "observedGeneration": 3, "replicas": replicas,
+                    "updatedReplicas": updated, "readyReplicas": ready,
+                },
+            }))
+        };
+        assert_eq!(ready(1, 1, 1), 1);
+        assert_eq!(ready(2, 1, 1), 0, "the new pod crashes, the old one serves");
+        assert_eq!(ready(4, 2, 3), 1);
+        assert_eq!(ready(1, 0, 1), 0);
+        assert_eq!(ready(2, 2, 0), 0);
+    }
+}

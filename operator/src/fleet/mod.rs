@@ -1,8 +1,0 @@
-//! One CellFleet: the cells of its template, its routing table, its status.
-
-mod commit;
-mod controller;
-mod reconcile;
-
-pub use controller::{Triggers, run};
-pub use reconcile::reconcile;
