@@ -1,8 +1,7 @@
 //! Images of the workspace's own binaries. Which ones there are is the workspace's to say: every binary of a crate
 //! below the folders of things that run in a cluster, unless its manifest says otherwise:
-//! `[package.metadata.titan] image = false`, or names the profile that it is built with: `profile = "image-fast"`.
+//! `[package.metadata.titan] image = false`.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,11 +15,8 @@ use crate::progress::Progress;
 use crate::{paths, shell};
 
 const FOLDERS: [&str; 3] = ["operator", "cell-router", "cell-services"];
-/// What is compiled for.
-pub const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The configuration of cargo that links everything into the binary.
-pub const STATIC: &str =
-    r#"target.x86_64-unknown-linux-gnu.rustflags=["-C","target-feature=+crt-static"]"#;
+/// What is compiled for, as `.cargo/config.toml` says.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A binary that gets an image: the package and the name of the binary, which is also that of the image.
@@ -29,12 +25,7 @@ pub struct Binary {
     package: String,
     /// Its name.
     pub name: String,
-    /// The profile of cargo that it is compiled with.
-    profile: String,
 }
-
-/// The profile of binaries whose manifest names none.
-const PROFILE: &str = "image";
 
 /// The binaries of the workspace that run in a cluster.
 pub fn list() -> Result<Vec<Binary>> {
@@ -56,9 +47,6 @@ fn select(metadata: &Value) -> Vec<Binary> {
         if refused || !folder.is_some_and(|folder| FOLDERS.contains(&folder)) {
             continue;
         }
-        let profile = package["metadata"]["titan"]["profile"]
-            .as_str()
-            .unwrap_or(PROFILE);
         for target in package["targets"].as_array().into_iter().flatten() {
             if target["kind"] == serde_json::json!(["bin"])
                 && let (Some(package), Some(name)) =
@@ -67,7 +55,6 @@ fn select(metadata: &Value) -> Vec<Binary> {
                 binaries.push(Binary {
                     package: package.to_owned(),
                     name: name.to_owned(),
-                    profile: profile.to_owned(),
                 });
             }
         }
@@ -102,29 +89,24 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>> {
     })
 }
 
-/// Compiles, one profile after the other, and returns the folder with a folder for each profile. Flags are given on
-/// the command line, so that other builds keep what they have compiled.
+/// Compiles all of them as tests are compiled, and returns the folder that they are in.
 fn compile(binaries: &[Binary]) -> Result<PathBuf> {
-    let target = paths::target().join("images");
-    let profiles: BTreeSet<_> = binaries.iter().map(|binary| &*binary.profile).collect();
-    for profile in profiles {
-        let mut cargo = shell::cargo(&["build", "--profile", profile, "--target", TARGET]);
-        cargo
-            .args(["--config", STATIC])
-            .arg("--target-dir")
-            .arg(&target);
-        for binary in binaries.iter().filter(|binary| binary.profile == profile) {
-            cargo.args(["--package", &binary.package, "--bin", &binary.name]);
-        }
-        let log = paths::build_log(&format!("images-{profile}"));
-        shell::logged(cargo.stdin(Stdio::null()), &log)?;
+    let mut cargo = shell::cargo(&["build", "--locked"]);
+    for binary in binaries {
+        cargo.args(["--package", &binary.package, "--bin", &binary.name]);
     }
-    Ok(target.join(TARGET))
+    shell::logged(cargo.stdin(Stdio::null()), &paths::build_log("images"))?;
+    Ok(built("debug"))
+}
+
+/// Where cargo puts what it has compiled with a profile; `debug` is the folder of profile `dev`.
+pub fn built(folder: &str) -> PathBuf {
+    paths::target().join(TARGET).join(folder)
 }
 
 /// The image of a binary, and whether it had to be written.
 fn image(binary: &Binary, built: &Path) -> Result<(Image, bool)> {
-    let program = built.join(&binary.profile).join(&binary.name);
+    let program = built.join(&binary.name);
     let dir = folder()?;
     let archive = dir.join(format!("{}.tar", binary.name));
     let (program_digest, _) = oci::digest_of_file(&program)?;
@@ -193,7 +175,6 @@ mod tests {
                 json!({
                     "name": "cell-router",
                     "manifest_path": "/r/cell-router/Cargo.toml",
-                    "metadata": { "titan": { "profile": "image-fast" } },
                     "targets": [bin("cell-router")],
                 }),
                 json!({
@@ -206,16 +187,8 @@ mod tests {
         });
         let found: Vec<_> = select(&metadata)
             .into_iter()
-            .map(|binary| (binary.name, binary.profile))
+            .map(|binary| binary.name)
             .collect();
-        let expected = [
-            ("cell-router", "image-fast"),
-            ("titan-operator", "image"),
-            ("user", "image"),
-        ];
-        assert_eq!(
-            found,
-            expected.map(|(name, profile)| (name.to_owned(), profile.to_owned()))
-        );
+        assert_eq!(found, ["cell-router", "titan-operator", "user"]);
     }
 }

@@ -136,16 +136,10 @@ fn load_average() -> String {
         .to_owned()
 }
 
-/// Compiles what is measured, as it is compiled for its image.
+/// Compiles what is measured, as it is compiled for a release, but for fat LTO.
 fn compile() -> Result<PathBuf> {
     say("compiling the operator");
-    let target = paths::target().join("images");
-    let mut cargo = shell::cargo(&["build", "--locked", "--profile=image"]);
-    cargo
-        .args(["--target", binaries::TARGET])
-        .args(["--config", binaries::STATIC])
-        .arg("--target-dir")
-        .arg(&target);
+    let mut cargo = shell::cargo(&["build", "--locked", "--profile=measured"]);
     cargo.args(["--package", "titan-operator"]).args([
         "--bin",
         "titan-operator",
@@ -153,7 +147,7 @@ fn compile() -> Result<PathBuf> {
         "reference",
     ]);
     shell::logged(&mut cargo, &paths::build_log("bench"))?;
-    Ok(target.join(binaries::TARGET).join("image"))
+    Ok(binaries::built("measured"))
 }
 
 /// The operator at work.
