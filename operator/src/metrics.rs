@@ -22,6 +22,8 @@ pub struct Metrics {
     pub failures: IntCounterVec,
     /// Watches that were interrupted and begun again, by what they watch.
     pub watch_errors: IntCounterVec,
+    /// Objects that this version cannot read, by kind.
+    pub unreadable: IntGaugeVec,
     /// Whether this replica leads.
     pub leading: IntGauge,
     /// The epoch of the last good table, by fleet.
@@ -64,6 +66,13 @@ impl Metrics {
             ),
             &["kind"],
         )?;
+        let unreadable = IntGaugeVec::new(
+            Opts::new(
+                "titan_unreadable_objects",
+                "Objects that this version of the operator cannot read.",
+            ),
+            &["kind"],
+        )?;
         let leading = IntGauge::new("titan_leading", "1 on the replica that leads.")?;
         let table_epoch = IntGaugeVec::new(
             Opts::new(
@@ -103,6 +112,7 @@ impl Metrics {
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(failures.clone()))?;
         registry.register(Box::new(watch_errors.clone()))?;
+        registry.register(Box::new(unreadable.clone()))?;
         registry.register(Box::new(leading.clone()))?;
         registry.register(Box::new(table_epoch.clone()))?;
         registry.register(Box::new(fleet_cells.clone()))?;
@@ -113,6 +123,7 @@ impl Metrics {
             writes,
             failures,
             watch_errors,
+            unreadable,
             leading,
             table_epoch,
             fleet_cells,
@@ -140,6 +151,19 @@ impl Metrics {
     pub fn watch_interrupted(&self, kind: &str, error: &dyn fmt::Display) {
         tracing::warn!(kind, %error, "watch interrupted; it is begun again");
         self.watch_errors.with_label_values(&[kind]).inc();
+    }
+
+    /// Says how many objects of a kind cannot be read.
+    pub(crate) fn count_unreadable(&self, kind: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.unreadable.with_label_values(&[kind]).set(count);
+    }
+
+    /// Says nothing more of what only a leader knows.
+    pub(crate) fn end_term(&self) {
+        self.leading.set(0);
+        self.fleet_cells.reset();
+        self.fleet_cells_ready.reset();
     }
 
     /// The metrics in Prometheus' text format.

@@ -11,6 +11,7 @@ pub mod cell;
 pub mod condition;
 pub mod diagnosis;
 pub mod fleet;
+pub mod merge_patch;
 pub mod object;
 pub mod status;
 

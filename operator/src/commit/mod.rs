@@ -16,6 +16,7 @@ use titan_routing::{Epoch, RoutingTable};
 
 use crate::error::ReconcileError;
 use crate::ledger::{System, Write};
+use crate::observe;
 use crate::run::context::Context;
 
 /// How many cells are looked up at once.
@@ -117,7 +118,7 @@ async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Con
             let event = Event {
                 type_: EventType::Warning,
                 reason: "RoutingTableEdited".to_owned(),
-                note: Some(note),
+                note: Some(observe::note(&note)),
                 action: "Commit".to_owned(),
                 secondary: None,
             };
@@ -161,7 +162,8 @@ async fn confirm(
             continue;
         }
         let seen_deleting = view.is_some();
-        match cells.get_opt(name).await? {
+        // Metadata alone: a Cell that this version cannot read lives.
+        match cells.get_metadata_opt(name).await? {
             None => {
                 gone.insert(name.to_owned());
             }

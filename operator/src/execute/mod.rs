@@ -4,3 +4,4 @@ pub mod apply;
 pub mod cell;
 mod finalizer;
 pub mod fleet;
+mod status;

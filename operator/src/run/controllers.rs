@@ -7,11 +7,11 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt, Shared};
 use futures::stream;
 use futures::{Stream, StreamExt, TryStreamExt};
-use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::events::{EventType, Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, ResourceExt};
+use kube::{Client, ResourceExt};
 use titan_crds::{Cell, CellFleet, ServiceProfile};
 use titan_planner::cell::key_range;
 use titan_planner::fleet::claim;
@@ -27,10 +27,9 @@ use tokio_util::sync::CancellationToken;
 use crate::execute::{cell, fleet};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::observe::announce;
 use crate::observe::own_writes::OwnWrites;
 use crate::observe::tables::{TableEvent, Tables};
-use crate::observe::{Debounce, debounce};
+use crate::observe::{Debounce, Reader, Unreadable, announce, debounce, note, readable};
 use crate::run::attempt::Failures;
 use crate::run::context::{Context, KafkaAdmins};
 use crate::run::replica::Settings;
@@ -84,7 +83,7 @@ pub(crate) async fn lead(
                 instance: Some(settings.identity),
             },
         ),
-        client: client.clone(),
+        client,
         ledger,
         tables,
         metrics,
@@ -108,7 +107,7 @@ pub(crate) async fn lead(
         fleets: fleet_sender,
     };
 
-    let cell_events = watch(Api::<Cell>::all(client.clone()))
+    let cell_events = watch(&context, cells.clone())
         .reflect(cells_writer)
         .inspect_ok({
             let look = look.clone();
@@ -127,7 +126,7 @@ pub(crate) async fn lead(
         });
     // What the operator wrote into a Cell matters to its fleet, not to the cell.
     let cell_stream = own_writes.without(cell_events).touched_objects().boxed();
-    let fleet_stream = watch(Api::<CellFleet>::all(client.clone()))
+    let fleet_stream = watch(&context, context.fleets.clone())
         .reflect(fleets_writer)
         .touched_objects()
         .inspect_ok({
@@ -146,7 +145,7 @@ pub(crate) async fn lead(
             }
         })
         .boxed();
-    let follow_profiles = watch(Api::<ServiceProfile>::all(client))
+    let follow_profiles = watch(&context, context.profiles.clone())
         .reflect(profiles_writer)
         .touched_objects()
         .for_each({
@@ -202,13 +201,64 @@ pub(crate) async fn lead(
 }
 
 /// A watch whose objects are kept without their managed fields, which nothing here reads.
-fn watch<K>(api: Api<K>) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send
+fn watch<K>(
+    context: &Context,
+    store: Store<K>,
+) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + Send + use<K>
 where
-    K: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + serde::de::DeserializeOwned
+        + std::fmt::Debug
+        + Send
+        + Sync
+        + 'static,
 {
-    watcher(api, watcher::Config::default().page_size(200))
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
+    let config = watcher::Config::default().page_size(200);
+    let reader = Forget {
+        store,
+        recorder: context.recorder.clone(),
+    };
+    readable(
+        context.client.clone(),
+        config,
+        context.metrics.clone(),
+        reader,
+    )
+    .modify(|object| object.managed_fields_mut().clear())
+}
+
+/// Takes what cannot be read out of a store, and tells people by an Event.
+struct Forget<K: kube::Resource<DynamicType = ()> + 'static> {
+    store: Store<K>,
+    recorder: Recorder,
+}
+
+impl<K> Reader<K> for Forget<K>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    fn last(&self, name: &str) -> Option<K> {
+        let last = self.store.get(&ObjectRef::new(name))?;
+        Some(last.as_ref().clone())
+    }
+
+    fn tell(&self, unreadable: Unreadable) {
+        let recorder = self.recorder.clone();
+        // The watch goes on meanwhile.
+        tokio::spawn(async move {
+            let event = kube::runtime::events::Event {
+                type_: EventType::Warning,
+                reason: "Unreadable".to_owned(),
+                note: Some(note(&unreadable.message)),
+                action: "Read".to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = recorder.publish(&event, &unreadable.object).await {
+                tracing::warn!(%error, "cannot write an Event");
+            }
+        });
+    }
 }
 
 fn received<T: Send + 'static>(

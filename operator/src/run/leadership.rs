@@ -31,6 +31,9 @@ pub const LEASE_DURATION: Duration = Duration::from_secs(6);
 const WRITE_WINDOW: Duration = Duration::from_secs(4);
 /// How often a leader renews and a candidate looks.
 const PERIOD: Duration = Duration::from_secs(1);
+/// How long one try to take or renew the Lease may last. An apiserver answers in milliseconds; a connection to a node that lost
+/// its power never answers, and the next try gets another one. Two tries fit into the write window.
+const TRY: Duration = Duration::from_millis(1500);
 
 /// Says whether this process may write: open from the outset, or opened and closed by a [`Candidate`].
 #[derive(Clone)]
@@ -62,8 +65,14 @@ impl WriteGate {
     /// Whether a write may begin now.
     #[must_use]
     pub fn is_open(&self) -> bool {
+        !self.remaining().is_zero()
+    }
+
+    /// For how long writes may still begin.
+    fn remaining(&self) -> Duration {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        now < self.open_until.load(Ordering::Acquire)
+        let until = self.open_until.load(Ordering::Acquire);
+        Duration::from_millis(until.saturating_sub(now))
     }
 
     fn hold_open(&self, from: Instant) {
@@ -72,7 +81,8 @@ impl WriteGate {
         self.open_until.store(until, Ordering::Release);
     }
 
-    fn close(&self) {
+    /// Refuses all writes that begin from now on.
+    pub fn close(&self) {
         self.open_until.store(0, Ordering::Release);
     }
 }
@@ -136,7 +146,16 @@ where
     }
 }
 
-/// One process that would lead.
+/// Why the Lease could not be taken or renewed.
+#[derive(Debug, thiserror::Error)]
+enum LeaseError {
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    #[error("the apiserver did not answer within {0:?}")]
+    TimedOut(Duration),
+}
+
+/// One process that would lead, for one term: a gate that was closed stays closed, and with it whatever still runs of the term.
 pub struct Candidate {
     leases: Api<Lease>,
     name: String,
@@ -168,7 +187,7 @@ impl Candidate {
     /// Waits until this process leads.
     pub async fn win(&mut self) {
         loop {
-            match self.try_hold().await {
+            match self.bounded(TRY).await {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
@@ -182,21 +201,27 @@ impl Candidate {
     /// Renews the Lease for as long as that works, and returns when leadership is lost. The gate is shut by then.
     pub async fn keep(&mut self) {
         loop {
-            tokio::time::sleep(PERIOD).await;
-            match tokio::time::timeout(WRITE_WINDOW, self.try_hold()).await {
-                Ok(Ok(true)) => {}
-                Ok(Ok(false)) => {
-                    self.gate.close();
-                    return;
-                }
-                Ok(Err(error)) => {
+            tokio::time::sleep(PERIOD.min(self.gate.remaining())).await;
+            // What is renewed after the gate has shut is won anew, by the candidate of another term.
+            match self.bounded(TRY.min(self.gate.remaining())).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
                     tracing::warn!(%error, "cannot renew the leader Lease; will try again");
                 }
-                Err(_) => tracing::warn!("renewing the leader Lease took too long"),
             }
             if !self.gate.is_open() {
-                return;
+                break;
             }
+        }
+        self.gate.close();
+    }
+
+    /// One try to take or renew the Lease. One that was given up may have succeeded, which the next try sees.
+    async fn bounded(&mut self, limit: Duration) -> Result<bool, LeaseError> {
+        match tokio::time::timeout(limit, self.try_hold()).await {
+            Ok(held) => Ok(held?),
+            Err(_) => Err(LeaseError::TimedOut(limit)),
         }
     }
 
@@ -213,9 +238,12 @@ impl Candidate {
                     .replace(&self.name, &PostParams::default(), &lease)
                     .await?;
             }
-            Ok::<_, kube::Error>(())
+            Ok::<_, LeaseError>(())
         };
-        if let Err(error) = freed.await {
+        let freed = tokio::time::timeout(TRY, freed)
+            .await
+            .unwrap_or(Err(LeaseError::TimedOut(TRY)));
+        if let Err(error) = freed {
             tracing::warn!(%error, "could not give the leader Lease back; it runs out by itself");
         }
     }

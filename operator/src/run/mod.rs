@@ -1,6 +1,7 @@
 //! A replica of the operator: leadership, the controllers of a term, their shared context, and health.
 
 pub mod attempt;
+pub mod client;
 pub mod context;
 mod controllers;
 pub mod health;

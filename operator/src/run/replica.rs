@@ -4,23 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::{FutureExt, StreamExt};
-use kube::client::ClientBuilder;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config};
+use kube::runtime::watcher;
+use kube::{Client, Config};
 use titan_crds::RoutingTable as TableResource;
 use titan_routing::server::{RegistryOptions, RegistryService, builder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::limit::GlobalConcurrencyLimitLayer;
 
 use crate::ledger::{GatedLedger, Ledger};
 use crate::metrics::Metrics;
-use crate::observe::count;
 use crate::observe::tables::Tables;
+use crate::observe::{KeepLast, count, readable};
+use crate::run::client;
 use crate::run::controllers::lead;
 use crate::run::health::{Readiness, router};
-use crate::run::leadership::{Candidate, GateLayer, WriteGate};
+use crate::run::leadership::{Candidate, LEASE_DURATION, WriteGate};
 
 /// How a replica of the operator is set up.
 #[derive(Clone, Debug)]
@@ -35,9 +34,8 @@ pub struct Settings {
     pub namespace: String,
 }
 
-/// Requests to the apiserver that are under way at once, of all passes. More make neither side faster, and each has a
-/// connection of its own, which costs memory on both.
-const REQUESTS_AT_ONCE: usize = 24;
+/// How long one watch of tables lasts. A connection that is silent for some seconds longer is given up.
+const TABLE_WATCH_SECONDS: u32 = 30;
 /// The name of the Lease.
 const LEASE: &str = "titan-operator";
 /// What the operator calls itself to the apiserver.
@@ -61,15 +59,12 @@ pub enum OperateError {
     /// A metric cannot be registered.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
-    /// Another replica leads now. The process ends, so that nothing of its term as leader lives on.
-    #[error("lost the leader Lease; ending, to begin again as a candidate")]
-    Deposed,
 }
 
-/// Runs a replica until `stop`.
+/// Runs a replica until `stop`: the registry and metrics all the time, the controllers while it leads.
 ///
 /// # Errors
-/// When it cannot begin, or has to end because it leads no more.
+/// When it cannot begin.
 pub async fn operate(
     mut config: Config,
     settings: Settings,
@@ -77,16 +72,8 @@ pub async fn operate(
     ledger: Arc<dyn Ledger>,
     stop: CancellationToken,
 ) -> Result<(), OperateError> {
-    let gate = WriteGate::closed();
-    let ledger: Arc<dyn Ledger> = Arc::new(GatedLedger::new(ledger, gate.clone()));
     // So that an audit log says who wrote.
     config.headers.push((http::header::USER_AGENT, USER_AGENT));
-    // A Lease that waited behind a hundred other requests would run out.
-    let lease_client = Client::try_from(config.clone())?;
-    let client = ClientBuilder::try_from(config)?
-        .with_layer(&GlobalConcurrencyLimitLayer::new(REQUESTS_AT_ONCE))
-        .with_layer(&GateLayer(gate.clone()))
-        .build();
     let registry = RegistryService::new(RegistryOptions::default());
     let tables = Arc::new(Tables::new(registry.clone()));
     let readiness = Readiness::default();
@@ -95,80 +82,138 @@ pub async fn operate(
     let registry_listener = listen(settings.registry_listen).await?;
     let http_listener = listen(settings.metrics_listen).await?;
     tasks.spawn(follow_tables(
-        client.clone(),
+        client::for_reading(config.clone())?,
         tables.clone(),
         metrics.clone(),
         readiness.clone(),
         stop.clone(),
     ));
-    let reports = registry.failures();
     tasks.spawn(
         stop.clone()
             .run_until_cancelled_owned(count(registry.failures(), tables.clone(), metrics.clone()))
             .map(drop),
     );
-    tasks.spawn(serve_registry(registry, registry_listener, stop.clone()));
+    tasks.spawn(serve_registry(
+        registry.clone(),
+        registry_listener,
+        stop.clone(),
+    ));
     tasks.spawn(serve_http(
         router(metrics.clone(), readiness.clone()),
         http_listener,
         stop.clone(),
     ));
 
-    let mut candidate = Candidate::new(
-        lease_client,
-        &settings.namespace,
-        LEASE,
-        settings.identity.clone(),
-        gate,
-    );
-    let result = tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        () = candidate.win() => {
-            tracing::info!(identity = settings.identity, "leading");
-            metrics.leading.set(1);
-            let term = CancellationToken::new();
-            let leading = tokio::spawn(lead(
-                client,
-                settings,
-                metrics.clone(),
-                ledger,
-                tables,
-                reports,
-                term.clone(),
-            ));
-            let result = tokio::select! {
-                () = stop.cancelled() => Ok(()),
-                () = candidate.keep() => Err(OperateError::Deposed),
-            };
-            term.cancel();
-            if result.is_ok() {
-                // Reconciles that are under way end while the Lease is still held.
-                let finished = tokio::time::timeout(crate::run::leadership::LEASE_DURATION, async {
-                    tokio::select! {
-                        _ = leading => {}
-                        () = candidate.keep() => {}
-                    }
-                });
-                if finished.await.is_err() {
-                    tracing::warn!("some reconciles did not end in time");
-                }
-                candidate.release().await;
-            } else {
-                leading.abort();
-            }
-            metrics.leading.set(0);
-            result
-        }
+    let replica = Replica {
+        config,
+        settings,
+        metrics,
+        ledger,
+        tables,
+        registry,
+        stop: stop.clone(),
     };
+    let mut result = Ok(());
+    while result.is_ok() && !stop.is_cancelled() {
+        result = replica.term().await;
+    }
     stop.cancel();
     tasks.close();
-    if tokio::time::timeout(crate::run::leadership::LEASE_DURATION, tasks.wait())
+    if tokio::time::timeout(LEASE_DURATION, tasks.wait())
         .await
         .is_err()
     {
         tracing::warn!("some connections did not end in time");
     }
     result
+}
+
+/// What outlives a term.
+struct Replica {
+    config: Config,
+    settings: Settings,
+    metrics: Metrics,
+    ledger: Arc<dyn Ledger>,
+    tables: Arc<Tables>,
+    registry: RegistryService,
+    stop: CancellationToken,
+}
+
+/// Why a term ended.
+enum End {
+    Stopped,
+    Lost,
+    /// The controllers ended by themselves, which is a bug.
+    Broken,
+}
+
+impl Replica {
+    /// Waits for leadership, and leads until it is lost or the replica has to stop. What a term began ends with it; a table is
+    /// served on. Each term has a gate and clients of its own, so that nothing of an earlier one can write in a later one.
+    async fn term(&self) -> Result<(), OperateError> {
+        let identity = &self.settings.identity;
+        let gate = WriteGate::closed();
+        let mut candidate = Candidate::new(
+            client::for_lease(self.config.clone())?,
+            &self.settings.namespace,
+            LEASE,
+            identity.clone(),
+            gate.clone(),
+        );
+        tokio::select! {
+            () = self.stop.cancelled() => return Ok(()),
+            () = candidate.win() => {}
+        }
+        tracing::info!(identity, "leading");
+        self.metrics.leading.set(1);
+        let over = CancellationToken::new();
+        let mut leading = tokio::spawn(lead(
+            client::for_term(self.config.clone(), gate.clone())?,
+            self.settings.clone(),
+            self.metrics.clone(),
+            Arc::new(GatedLedger::new(self.ledger.clone(), gate)),
+            self.tables.clone(),
+            self.registry.failures(),
+            over.clone(),
+        ));
+        let end = tokio::select! {
+            () = self.stop.cancelled() => End::Stopped,
+            () = candidate.keep() => End::Lost,
+            _ = &mut leading => End::Broken,
+        };
+        over.cancel();
+        match end {
+            End::Stopped => {
+                // Reconciles that are under way end while the Lease is still held.
+                let finished = tokio::time::timeout(LEASE_DURATION, async {
+                    tokio::select! {
+                        _ = &mut leading => {}
+                        () = candidate.keep() => {}
+                    }
+                });
+                if finished.await.is_err() {
+                    tracing::warn!("some reconciles did not end in time");
+                }
+                leading.abort();
+                candidate.release().await;
+            }
+            End::Lost => {
+                tracing::warn!(identity, "lost the leader Lease; a candidate again");
+                leading.abort();
+                // It says that it was aborted.
+                let _ = leading.await;
+            }
+            End::Broken => {
+                tracing::error!(
+                    identity,
+                    "the controllers ended; giving the leader Lease back"
+                );
+                candidate.release().await;
+            }
+        }
+        self.metrics.end_term();
+        Ok(())
+    }
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, OperateError> {
@@ -185,8 +230,10 @@ async fn follow_tables(
     readiness: Readiness,
     stop: CancellationToken,
 ) {
-    let api: Api<TableResource> = Api::all(client);
-    let events = watcher(api, watcher::Config::default()).default_backoff();
+    // A connection that died unseen must not hide a failover from routers for the five minutes of a watch's usual length.
+    let config = watcher::Config::default().timeout(TABLE_WATCH_SECONDS);
+    // The last good table of a fleet is served on while a newer one cannot be read.
+    let events = readable::<TableResource>(client, config, metrics.clone(), KeepLast);
     let mut events = std::pin::pin!(events.take_until(stop.cancelled_owned()));
     while let Some(event) = events.next().await {
         match event {

@@ -2,16 +2,17 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
 use kube::runtime::events::{Event, EventType};
-use kube::{Api, Resource, ResourceExt};
+use kube::{Resource, ResourceExt};
 use titan_crds::{Cell, CellStatus, ConditionType};
 use titan_planner::status::{StatusInput, cell_status};
 
 use crate::error::ReconcileError;
 use crate::execute::apply::{is_conflict, is_not_found};
 use crate::execute::cell::reconcile::Progress;
+use crate::execute::status::patch_status;
 use crate::ledger::{System, Write};
+use crate::observe::note;
 use crate::run::context::Context;
 
 /// What came of a status.
@@ -64,14 +65,7 @@ pub(super) async fn write(
     let before = cell.status.as_ref().and_then(ready).cloned();
     let now = ready(&status).cloned();
     let name = cell.name_any();
-    // With the resourceVersion that was read: a status made from an old view is refused, and made anew.
-    let updated = Cell {
-        status: Some(status),
-        ..cell.clone()
-    };
-    let written = Api::<Cell>::all(context.client.clone())
-        .replace_status(&name, &PostParams::default(), &updated)
-        .await;
+    let written = patch_status(cell, cell.status.as_ref(), &status, &context.client).await;
     match written {
         Ok(written) => context
             .own_writes
@@ -116,8 +110,7 @@ async fn announce(cell: &Cell, context: &Context, ready: &Condition) {
             EventType::Normal
         },
         reason: ready.reason.clone(),
-        // An Event's note holds at most 1024 bytes.
-        note: Some(ready.message.chars().take(1000).collect()),
+        note: Some(note(&ready.message)),
         action: "Reconcile".to_owned(),
         secondary: None,
     };

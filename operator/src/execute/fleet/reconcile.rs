@@ -21,6 +21,7 @@ use crate::commit::commit;
 use crate::error::ReconcileError;
 use crate::execute::apply::is_conflict;
 use crate::execute::finalizer::{hold, is_held, release};
+use crate::execute::status::patch_status;
 use crate::ledger::{System, Write};
 use crate::run::attempt::jitter;
 use crate::run::context::Context;
@@ -226,13 +227,7 @@ async fn report(
     if fleet.status.as_ref() == Some(&status) {
         return Ok(());
     }
-    let updated = CellFleet {
-        status: Some(status),
-        ..fleet.clone()
-    };
-    Api::<CellFleet>::all(context.client.clone())
-        .replace_status(&name, &PostParams::default(), &updated)
-        .await?;
+    patch_status(fleet, fleet.status.as_ref(), &status, &context.client).await?;
     context.ledger.record(Write {
         system: System::Kubernetes,
         verb: "status",

@@ -152,8 +152,7 @@ fn event(type_: EventType, reason: &str, note: &str) -> Event {
     Event {
         type_,
         reason: reason.to_owned(),
-        // An Event's note holds at most 1024 bytes.
-        note: Some(note.chars().take(250).collect()),
+        note: Some(super::note(note)),
         action: "Detect".to_owned(),
         secondary: None,
     }

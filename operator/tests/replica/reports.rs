@@ -1,19 +1,13 @@
-//! What a router reports of a failing cell, and where people see it: the operator as a whole, against a real apiserver.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
+//! What a router reports of a failing cell, and where people see it.
 
-use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{ListParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use serde_json::json;
 use titan_crds::{Cell, RoutingTable as TableResource};
-use titan_operator::metrics::{CountingLedger, Metrics};
-use titan_operator::run::replica::{Settings, operate};
 use titan_planner::fleet::to_resource;
 use titan_routing::client::{RegistryClient, RegistryConfig};
 use titan_routing::proto::FailureReport;
@@ -21,26 +15,13 @@ use titan_routing::{
     Assignment, AssignmentState, CellEndpoint, Epoch, Key, KeyRange, KeyspaceMode, RoutingTable,
 };
 use titan_testbed::apiserver;
-use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::replica::{PATIENCE, Replica, prepare};
+
 const CELL: &str = "cell-001";
 
-async fn config() -> Config {
-    let kubeconfig = tokio::task::spawn_blocking(|| {
-        let apiserver = apiserver().unwrap();
-        let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds/manifests");
-        apiserver.apply(&manifests).unwrap();
-        apiserver.kubeconfig().to_owned()
-    });
-    let kubeconfig = Kubeconfig::read_from(kubeconfig.await.unwrap()).unwrap();
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .unwrap()
-}
-
 /// A table with one row.
-fn table() -> RoutingTable {
+pub fn table() -> RoutingTable {
     let range = KeyRange::new(Key::new(0).unwrap(), Key::new(9999).unwrap()).unwrap();
     let row = Assignment {
         range,
@@ -58,15 +39,9 @@ fn table() -> RoutingTable {
     RoutingTable::new(Epoch(1), mode, vec![row], vec![endpoint], vec![]).unwrap()
 }
 
-/// An address that nobody listens on.
-fn free() -> SocketAddr {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_routers_report_is_counted_and_told_by_an_event() {
-    let config = config().await;
+    let config = prepare(apiserver().unwrap()).await;
     let client = Client::try_from(config.clone()).unwrap();
     let cell = json!({
         "apiVersion": "titan.dev/v1alpha1", "kind": "Cell",
@@ -84,23 +59,9 @@ async fn what_routers_report_is_counted_and_told_by_an_event() {
     let tables: Api<TableResource> = Api::all(client.clone());
     tables.create(&how, &resource).await.unwrap();
 
-    let settings = Settings {
-        registry_listen: free(),
-        metrics_listen: free(),
-        identity: "test".to_owned(),
-        namespace: "default".to_owned(),
-    };
-    let registry = format!("http://{}", settings.registry_listen);
-    let (metrics, stop) = (Metrics::new().unwrap(), CancellationToken::new());
-    let ledger = Arc::new(CountingLedger(metrics.clone()));
-    let operator = tokio::spawn(operate(
-        config,
-        settings,
-        metrics.clone(),
-        ledger,
-        stop.clone(),
-    ));
-    let mut config = RegistryConfig::new("shop", &registry);
+    let replica = Replica::start(config, "test");
+    let metrics = replica.metrics.clone();
+    let mut config = RegistryConfig::new("shop", &replica.registry());
     config.client = "router-1".to_owned();
     let router = RegistryClient::start(config, Arc::new(()));
     assert!(router.wait_for(Epoch(1), PATIENCE).await);
@@ -150,6 +111,5 @@ async fn what_routers_report_is_counted_and_told_by_an_event() {
         page.contains("titan_reported_open_circuits{cell=\"cell-001\",fleet=\"shop\"} 1\n"),
         "{page}"
     );
-    stop.cancel();
-    operator.await.unwrap().unwrap();
+    replica.stop().await;
 }
