@@ -28,16 +28,17 @@ use crate::{Databases, Resources};
     selectable = ".spec.release",
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message("a cell's name becomes a namespace, a database and a topic prefix: at most 40 characters, a to z, 0 to 9 and -, starting with a letter"),
     validation = Rule::new("!(self.metadata.name.startsWith('kube-') || self.metadata.name in ['default', 'titan-system'])").message("this name belongs to a system namespace"),
-    printcolumn(name = "First", type_ = "integer", json_path = ".spec.userRange.first"),
-    printcolumn(name = "Last", type_ = "integer", json_path = ".spec.userRange.last"),
+    validation = Rule::new("has(self.spec.userRange) == has(oldSelf.spec.userRange)").message("userRange is the claim at creation: it cannot be added or removed later; a split or a move gives a living cell other users"),
+    printcolumn(name = "First", type_ = "integer", json_path = ".status.ranges[0].first"),
+    printcolumn(name = "Last", type_ = "integer", json_path = ".status.ranges[0].last"),
     printcolumn(name = "Release", type_ = "string", json_path = ".status.release"),
     printcolumn(name = "Services", type_ = "string", json_path = ".status.servicesReady"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Fleet", type_ = "string", json_path = ".spec.fleet", priority = 1),
-    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch", priority = 1),
-    printcolumn(name = "Home", type_ = "string", json_path = ".status.home", priority = 1),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.ranges[0].epoch", priority = 1),
+    printcolumn(name = "Home", type_ = "string", json_path = ".status.ranges[0].home", priority = 1),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -46,9 +47,11 @@ pub struct CellSpec {
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("a cell cannot change its fleet: create a cell in the other fleet and move the range"))]
     pub fleet: String,
-    /// The users of the cell. Cannot be changed.
+    /// The users that the cell claims when it is created. A cell without a claim is empty capacity for splits and moves. The
+    /// claim is granted once and cannot be changed; which users the cell serves and holds afterwards is in `status.ranges`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("a cell's userRange cannot be changed in place: rows of its users would be left behind"))]
-    pub user_range: UserRange,
+    pub user_range: Option<UserRange>,
     /// The ServiceProfile that says which services the cell runs.
     #[schemars(length(min = 1, max = 253))]
     pub profile: String,
@@ -187,16 +190,15 @@ pub struct CellStatus {
     /// Ready, Reconciling, Stalled, Paused and what they rest on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// The range that the routing table gives this cell.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub range: Option<UserRange>,
-    /// The epoch at which the range was last assigned.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "int64"))]
-    pub epoch: Option<u64>,
-    /// The cell whose databases hold the range.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub home: Option<String>,
+    /// The ranges that the cell serves or holds, as the routing table has them, sorted by keys. A routing table that is lost is
+    /// made again from these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["first"]))]
+    pub ranges: Vec<RangeStatus>,
+    /// Whether the routing table has granted `spec.userRange`. A claim is granted once: a range that was moved away since is
+    /// not claimed back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub claim_granted: bool,
     /// Which PostgreSQL database holds the data of the cell, by the id it was given when it was made. No other one, and no
     /// empty one, is put in its place without a person's word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -211,6 +213,27 @@ pub struct CellStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub services: Vec<ServiceStatus>,
+}
+
+/// One range that a cell serves or holds: a row of the routing table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RangeStatus {
+    /// The first key.
+    #[schemars(range(min = 0), extend("format" = "int64"))]
+    pub first: i64,
+    /// The last key, which belongs to the range.
+    #[schemars(range(min = 0), extend("format" = "int64"))]
+    pub last: i64,
+    /// The cell whose compute serves the range.
+    pub cell: String,
+    /// The cell whose databases hold it.
+    pub home: String,
+    /// Whether it is served.
+    pub state: crate::AssignmentState,
+    /// The epoch of the routing table in which the row last changed.
+    #[schemars(range(min = 0), extend("format" = "int64"))]
+    pub epoch: u64,
 }
 
 /// One service of a cell.

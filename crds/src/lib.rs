@@ -17,8 +17,8 @@ mod profile;
 mod table;
 
 pub use cell::{
-    Cell, CellSpec, CellStatus, Failover, FailoverMode, Placement, ReclaimPolicy, ServiceOverride,
-    ServiceStatus, UserRange,
+    Cell, CellSpec, CellStatus, Failover, FailoverMode, Placement, RangeStatus, ReclaimPolicy,
+    ServiceOverride, ServiceStatus, UserRange,
 };
 pub use common::{ConditionType, ResourceList, Resources};
 pub use databases::{

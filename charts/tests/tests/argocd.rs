@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use mlua::{Lua, LuaOptions, LuaSerdeExt, StdLib};
 use serde_json::{Value, json};
 use titan_crds::CellStatus;
+use titan_planner::Observed;
 use titan_planner::status::{StatusInput, Step, Steps, cell_status};
 
 const KINDS: [&str; 2] = ["Cell", "CellFleet"];
@@ -66,12 +67,13 @@ fn written(
     steps: Steps,
 ) -> CellStatus {
     cell_status(StatusInput {
+        name: "cell-001",
         previous,
         generation,
         now: Time(Timestamp::UNIX_EPOCH),
         paused,
         steps,
-        assignment: None,
+        ranges: Observed::Absent,
         database_id: None,
         services: None,
     })

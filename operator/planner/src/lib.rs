@@ -4,9 +4,11 @@
 //! is therefore the same on every replica and in every test, and a plan leaves no choice to the code that executes it.
 //!
 //! - [`cell`]: one Cell: [`cell::validate`] its spec against its profile and fleet, then [`cell::build`] every object.
-//! - [`fleet`]: all cells of a fleet: which cells the template makes, and the next routing table.
+//! - [`assignment`]: the next routing table of a fleet, and what the data homes do before and after it.
+//! - [`fleet`]: all cells of a fleet: which cells the template makes, its status, and the table as a resource.
 //! - [`status`]: what a Cell's status says of the steps that were taken.
 
+pub mod assignment;
 pub mod cell;
 pub mod condition;
 pub mod diagnosis;

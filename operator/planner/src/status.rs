@@ -5,10 +5,12 @@
 //! Ready False with a reason; Reconciling and Stalled are never there together, and each is there only while True.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use titan_crds::{CellStatus, ConditionType, ServiceStatus, UserRange};
+use titan_crds::{CellStatus, ConditionType, RangeStatus, ServiceStatus};
 use titan_routing::{Assignment, AssignmentState};
 
+use crate::Observed;
 use crate::condition::{Conditions, is_true};
+use crate::fleet::state_to_resource;
 
 /// How far one step of a reconcile got.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +138,8 @@ impl Steps {
 /// What a status is made from.
 #[derive(Clone, Debug)]
 pub struct StatusInput<'a> {
+    /// The name of the cell.
+    pub name: &'a str,
     /// The status so far.
     pub previous: Option<&'a CellStatus>,
     /// The generation of the spec that was reconciled.
@@ -146,8 +150,8 @@ pub struct StatusInput<'a> {
     pub paused: bool,
     /// The steps.
     pub steps: Steps,
-    /// The row of the table, if the cell has one.
-    pub assignment: Option<&'a Assignment>,
+    /// The rows that the cell serves or holds. Only a table that is known says that there are none.
+    pub ranges: Observed<&'a [Assignment]>,
     /// The id of the database, if it was reached.
     pub database_id: Option<String>,
     /// The services, if they were looked at.
@@ -158,12 +162,13 @@ pub struct StatusInput<'a> {
 #[must_use]
 pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
     let StatusInput {
+        name,
         previous,
         generation,
         now,
         paused,
         steps,
-        assignment,
+        ranges,
         database_id,
         services,
     } = input;
@@ -185,17 +190,25 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
     CellStatus {
         observed_generation: generation,
         conditions: if paused {
-            let active = assignment.is_some_and(|row| row.state == AssignmentState::Active);
-            paused_conditions(&writer, &steps.services, active)
+            let active = match ranges {
+                Observed::Known(rows) => {
+                    rows.iter().any(|row| row.state == AssignmentState::Active)
+                }
+                _ => previous.is_some_and(|status| status.ranges.iter().any(is_active)),
+            };
+            paused_conditions(&writer, &steps.services, active, served_by(name, ranges))
         } else {
-            conditions(&writer, &steps, was_serving)
+            conditions(&writer, &steps, was_serving, served_by(name, ranges))
         },
-        range: assignment.map(|row| UserRange {
-            first: row.range.first().as_i64(),
-            last: row.range.last().as_i64(),
-        }),
-        epoch: assignment.map(|row| row.epoch.0),
-        home: assignment.map(|row| row.home.clone()),
+        claim_granted: previous.is_some_and(|status| status.claim_granted)
+            || matches!(ranges, Observed::Known(rows) if rows.iter().any(|row| row.home == name)),
+        ranges: match ranges {
+            Observed::Known(rows) => rows.iter().map(range_status).collect(),
+            // What a table that is lost is made from again.
+            _ => previous
+                .map(|status| status.ranges.clone())
+                .unwrap_or_default(),
+        },
         database_id: database_id.or_else(|| previous.and_then(|status| status.database_id.clone())),
         release: common_release(&services),
         services_ready: (!services.is_empty()).then(|| {
@@ -207,6 +220,21 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
         }),
         services,
     }
+}
+
+fn range_status(row: &Assignment) -> RangeStatus {
+    RangeStatus {
+        first: row.range.first().as_i64(),
+        last: row.range.last().as_i64(),
+        cell: row.cell.clone(),
+        home: row.home.clone(),
+        state: state_to_resource(row.state),
+        epoch: row.epoch.0,
+    }
+}
+
+fn is_active(range: &RangeStatus) -> bool {
+    range.state == titan_crds::AssignmentState::Active
 }
 
 /// The status of a cell that is being deleted and waits for `step`.
@@ -250,7 +278,12 @@ fn common_release(services: &[ServiceStatus]) -> Option<String> {
 }
 
 /// A paused cell says what it was when it was paused, how its services are now, and that it is paused.
-fn paused_conditions(writer: &Conditions<'_>, services: &Step, active: bool) -> Vec<Condition> {
+fn paused_conditions(
+    writer: &Conditions<'_>,
+    services: &Step,
+    active: bool,
+    work: Work,
+) -> Vec<Condition> {
     let is = |condition: &Condition, name: ConditionType| condition.type_ == name.as_str();
     let before = |name: ConditionType| writer.before.iter().find(|it| is(it, name));
     let seen = *services != Step::NotReached;
@@ -266,6 +299,7 @@ fn paused_conditions(writer: &Conditions<'_>, services: &Step, active: bool) -> 
         before(ConditionType::Ready),
         services,
         active,
+        work,
     )];
     conditions.extend(
         writer
@@ -298,6 +332,7 @@ fn paused_ready(
     before: Option<&Condition>,
     services: &Step,
     active: bool,
+    work: Work,
 ) -> Condition {
     let Some(before) = before else {
         let message = "paused before the first reconcile";
@@ -318,7 +353,7 @@ fn paused_ready(
         {
             writer.condition(ConditionType::Ready, "False", reason, message)
         }
-        Step::Done(_) if brought_up && earlier_done => serving(writer),
+        Step::Done(_) if brought_up && earlier_done => ready(writer, work),
         _ => at_generation(before.clone(), writer.generation),
     }
 }
@@ -330,13 +365,41 @@ fn at_generation(condition: Condition, generation: i64) -> Condition {
     }
 }
 
-fn serving(writer: &Conditions<'_>) -> Condition {
-    writer.condition(
-        ConditionType::Ready,
-        "True",
-        "Serving",
-        "every service has its pods and the range is routed to this cell",
-    )
+/// What a cell that is Ready does.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Requests are routed to it.
+    Serves,
+    /// Its databases hold rows that other cells serve.
+    Holds,
+    /// Neither.
+    Nothing,
+}
+
+fn served_by(cell: &str, ranges: Observed<&[Assignment]>) -> Work {
+    match ranges {
+        Observed::Known([]) => Work::Nothing,
+        Observed::Known(rows) if rows.iter().all(|row| row.cell != cell) => Work::Holds,
+        _ => Work::Serves,
+    }
+}
+
+fn ready(writer: &Conditions<'_>, work: Work) -> Condition {
+    let (reason, message) = match work {
+        Work::Serves => (
+            "Serving",
+            "every service has its pods and the range is routed to this cell",
+        ),
+        Work::Holds => (
+            "ServedElsewhere",
+            "every service has its pods; what this cell's databases hold is served by another cell, see status.ranges",
+        ),
+        Work::Nothing => (
+            "EmptyCapacity",
+            "every service has its pods; the cell has no users, and a split or a move can give it some",
+        ),
+    };
+    writer.condition(ConditionType::Ready, "True", reason, message)
 }
 
 fn step_condition(writer: &Conditions<'_>, name: ConditionType, step: &Step) -> Condition {
@@ -351,9 +414,14 @@ fn step_condition(writer: &Conditions<'_>, name: ConditionType, step: &Step) -> 
     }
 }
 
-fn conditions(writer: &Conditions<'_>, steps: &Steps, was_serving: bool) -> Vec<Condition> {
+fn conditions(
+    writer: &Conditions<'_>,
+    steps: &Steps,
+    was_serving: bool,
+    work: Work,
+) -> Vec<Condition> {
     let mut conditions = match steps.decisive() {
-        None => vec![serving(writer)],
+        None => vec![ready(writer, work)],
         Some(step) => open_conditions(writer, step, was_serving),
     };
     for (name, step) in steps.in_order() {

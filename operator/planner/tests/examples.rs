@@ -89,10 +89,10 @@ fn first_of_template(fleet: &CellFleet) -> Option<Cell> {
         &name,
         CellSpec {
             fleet: fleet.metadata.name.clone()?,
-            user_range: UserRange {
+            user_range: Some(UserRange {
                 first: template.first_key,
                 last: template.first_key + template.users_per_cell - 1,
-            },
+            }),
             profile,
             release,
             overrides,
@@ -111,10 +111,10 @@ fn the_quickstart_is_the_one_that_the_readme_tells_of() {
     assert_eq!(cell.metadata.name.as_deref(), Some("cell-001"));
     assert_eq!(
         cell.spec.user_range,
-        UserRange {
+        Some(UserRange {
             first: 1,
             last: 10_000
-        }
+        })
     );
     let profile: ServiceProfile = common::example("quickstart/profile.yaml");
     let ports: BTreeMap<_, _> = profile

@@ -89,12 +89,12 @@ const CASES: &[(Break, &str, &[&str])] = &[
         &["default"],
     ),
     (
-        |s| s.cell.spec.user_range = UserRange { first: 2, last: 1 },
+        |s| s.cell.spec.user_range = Some(UserRange { first: 2, last: 1 }),
         "InvalidRange",
         &["2", "1", "reversed"],
     ),
     (
-        |s| s.cell.spec.user_range = UserRange { first: -1, last: 1 },
+        |s| s.cell.spec.user_range = Some(UserRange { first: -1, last: 1 }),
         "InvalidRange",
         &["first", "-1"],
     ),
@@ -488,7 +488,7 @@ fn what_is_absent_is_refused_and_what_is_unknown_is_waited_for() {
     }
     // What can be said without them is said at once.
     let mut reversed = cell.clone();
-    reversed.spec.user_range = UserRange { first: 2, last: 1 };
+    reversed.spec.user_range = Some(UserRange { first: 2, last: 1 });
     assert_eq!(
         reason(validate(&reversed, Observed::Unknown, Observed::Unknown)),
         ("invalid", "InvalidRange")

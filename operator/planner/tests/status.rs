@@ -4,7 +4,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
-use titan_crds::{CellStatus, ServiceStatus};
+use titan_crds::{CellStatus, RangeStatus, ServiceStatus};
+use titan_planner::Observed;
 use titan_planner::status::{StatusInput, Step, Steps, cell_status};
 use titan_routing::{Assignment, AssignmentState, Epoch, Key, KeyRange};
 
@@ -46,12 +47,19 @@ fn look(generation: i64, steps: Steps) -> Look {
 
 fn write(previous: Option<&CellStatus>, look: &Look, second: i64) -> CellStatus {
     cell_status(StatusInput {
+        name: "cell-001",
         previous,
         generation: look.generation,
         now: time(second),
         paused: look.paused,
         steps: look.steps.clone(),
-        assignment: None,
+        ranges: Observed::Known(&[Assignment {
+            range: KeyRange::new(Key::new(10).unwrap(), Key::new(19).unwrap()).unwrap(),
+            cell: "cell-001".to_owned(),
+            home: "cell-001".to_owned(),
+            state: AssignmentState::Active,
+            epoch: Epoch(7),
+        }]),
         database_id: None,
         services: None,
     })
@@ -198,6 +206,7 @@ fn a_paused_cell_says_how_its_services_are() {
     };
     let paused = |previous: &CellStatus, services: Step, row: Option<&Assignment>| {
         cell_status(StatusInput {
+            name: "cell-001",
             previous: Some(previous),
             generation: 2,
             now: time(9),
@@ -206,7 +215,9 @@ fn a_paused_cell_says_how_its_services_are() {
                 services,
                 ..Steps::none()
             },
-            assignment: row,
+            ranges: row.map_or(Observed::Known(&[][..]), |row| {
+                Observed::Known(std::slice::from_ref(row))
+            }),
             database_id: None,
             services: None,
         })
@@ -267,12 +278,13 @@ fn the_range_and_the_services_are_summed_up() {
     };
     let status = |previous: Option<&CellStatus>, services: Option<Vec<ServiceStatus>>| {
         cell_status(StatusInput {
+            name: "cell-001",
             previous,
             generation: 1,
             now: time(1),
             paused: false,
             steps: all_done(),
-            assignment: Some(&row),
+            ranges: Observed::Known(std::slice::from_ref(&row)),
             database_id: None,
             services,
         })
@@ -298,16 +310,61 @@ fn the_range_and_the_services_are_summed_up() {
         let status = status(None, Some(services));
         assert_eq!(status.services_ready.as_deref(), ready);
         assert_eq!(status.release.as_deref(), release);
-        assert_eq!(status.epoch, Some(7));
-        assert_eq!(status.home.as_deref(), Some("cell-002"));
-        assert_eq!(
-            status.range.map(|range| (range.first, range.last)),
-            Some((10, 19))
-        );
+        let range = RangeStatus {
+            first: 10,
+            last: 19,
+            cell: "cell-001".to_owned(),
+            home: "cell-002".to_owned(),
+            state: titan_crds::AssignmentState::Active,
+            epoch: 7,
+        };
+        assert_eq!(status.ranges, [range]);
+        assert!(!status.claim_granted, "its own databases hold nothing");
     }
     let seen = status(None, Some(vec![service("a", "1", 1, 1)]));
     let unseen = status(Some(&seen), None);
     assert_eq!(unseen.services, seen.services, "not looked at is not gone");
+}
+
+#[test]
+fn a_cell_that_is_ready_says_for_whom() {
+    let row = |cell: &str| Assignment {
+        range: KeyRange::new(Key::new(10).unwrap(), Key::new(19).unwrap()).unwrap(),
+        cell: cell.to_owned(),
+        home: "cell-001".to_owned(),
+        state: AssignmentState::Active,
+        epoch: Epoch(7),
+    };
+    let status = |ranges: Observed<&[Assignment]>, previous: Option<&CellStatus>| {
+        cell_status(StatusInput {
+            name: "cell-001",
+            previous,
+            generation: 1,
+            now: time(1),
+            paused: false,
+            steps: all_done(),
+            ranges,
+            database_id: None,
+            services: None,
+        })
+    };
+    let own = [row("cell-001")];
+    let serves = status(Observed::Known(&own), None);
+    assert_eq!(text(&serves, "Ready"), "True/Serving");
+    assert!(serves.claim_granted);
+
+    // Only a table that was read says that there are no rows any more.
+    for unread in [Observed::Unknown, Observed::Absent] {
+        let unread = status(unread, Some(&serves));
+        assert_eq!(unread.ranges, serves.ranges);
+    }
+    let elsewhere = status(Observed::Known(&[row("cell-002")]), Some(&serves));
+    assert_eq!(text(&elsewhere, "Ready"), "True/ServedElsewhere");
+    let moved_away = status(Observed::Known(&[]), Some(&serves));
+    assert_eq!(text(&moved_away, "Ready"), "True/EmptyCapacity");
+    assert_eq!(moved_away.ranges, []);
+    assert!(moved_away.claim_granted, "it does not claim its range back");
+    assert!(!status(Observed::Known(&[]), None).claim_granted);
 }
 
 fn step() -> impl Strategy<Value = Step> {

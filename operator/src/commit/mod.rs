@@ -1,6 +1,6 @@
 //! Committing the routing table: the one write after which there is no way back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use kube::api::{ObjectMeta, PostParams};
@@ -8,10 +8,8 @@ use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
 use titan_crds::{Cell, CellFleet, RoutingTable as TableResource};
 use titan_planner::Observed;
-use titan_planner::fleet::{
-    CellView, Decision, Plan, PlanInput, PlanReport, from_resource, mode_from_resource, plan,
-    to_resource,
-};
+use titan_planner::assignment::{CellView, Plan, PlanInput, PlanReport, plan};
+use titan_planner::fleet::{from_resource, mode_from_resource, to_resource};
 use titan_routing::{Epoch, RoutingTable};
 
 use crate::error::ReconcileError;
@@ -40,8 +38,16 @@ pub(crate) async fn commit(
 ) -> Result<Committed, ReconcileError> {
     let name = fleet.name_any();
     let tables: Api<TableResource> = Api::all(context.client.clone());
-    let resource = tables.get_opt(&name).await?;
-    let base = base(fleet, resource.as_ref(), context).await;
+    let (resource, base) = match tables.get_opt(&name).await {
+        Ok(resource) => {
+            let base = base(fleet, resource.as_ref(), context).await;
+            (resource, base)
+        }
+        Err(error) => {
+            tracing::warn!(fleet = name, %error, "cannot read the RoutingTable");
+            (None, Base::unknown())
+        }
+    };
     let (views, gone) = confirm(&base.table, views, context).await?;
 
     let mut input = PlanInput {
@@ -51,6 +57,7 @@ pub(crate) async fn commit(
         rewrite: base.rewrite,
         cells: views,
         gone,
+        region: None,
     };
     let (plan, report) = confirmed_plan(&mut input, fleet, context).await?;
     let Some(next) = plan.table else {
@@ -80,13 +87,24 @@ struct Base {
     rewrite: bool,
 }
 
+impl Base {
+    /// The table could not be read.
+    const fn unknown() -> Self {
+        Base {
+            table: Observed::Unknown,
+            epoch_floor: Epoch(0),
+            rewrite: false,
+        }
+    }
+}
+
 /// The committed table; where somebody has edited it, the last good one, to be written again with a larger epoch.
 async fn base(fleet: &CellFleet, resource: Option<&TableResource>, context: &Context) -> Base {
     let name = fleet.name_any();
-    let known = context
-        .tables
-        .latest(&name)
-        .filter(|table| table.epoch() > Epoch::default());
+    let known = match context.tables.get(&name) {
+        Observed::Known(table) => Some(table).filter(|it| it.epoch() > Epoch::default()),
+        Observed::Unknown | Observed::Absent => None,
+    };
     // Survives a table that was deleted while no operator ran: consumers never take an older one than they had.
     let reported = fleet.status.as_ref().and_then(|status| status.epoch);
     let reported = Epoch(reported.unwrap_or_default());
@@ -156,12 +174,16 @@ async fn confirm(
         return Ok((views, gone));
     };
     let cells: Api<Cell> = Api::all(context.client.clone());
+    let seen: BTreeMap<String, bool> = views
+        .iter()
+        .map(|view| (view.name.clone(), view.deleting))
+        .collect();
     for name in table.cells_in_use() {
-        let view = views.iter().find(|view| view.name == name);
-        if view.is_some_and(|view| !view.deleting) {
+        let deleting = seen.get(name);
+        if deleting == Some(&false) {
             continue;
         }
-        let seen_deleting = view.is_some();
+        let seen_deleting = deleting.is_some();
         // Metadata alone: a Cell that this version cannot read lives.
         match cells.get_metadata_opt(name).await? {
             None => {
@@ -189,16 +211,14 @@ async fn confirmed_plan(
     let mut confirmed = BTreeSet::new();
     loop {
         let (next, report) = plan(input).map_err(|error| {
-            tracing::error!(fleet = fleet.name_any(), %error, "the planner made a table that is none; nothing is committed");
-            ReconcileError::Malformed("valid plan")
+            let fleet = fleet.name_any();
+            tracing::error!(fleet, %error, "planner bug: the next routing table is invalid");
+            ReconcileError::Planner { fleet, error }
         })?;
         let claims = report
-            .decisions
-            .iter()
-            .filter(|(name, decision)| {
-                matches!(decision, Decision::Claims) && !confirmed.contains(*name)
-            })
-            .map(|(name, _)| name.clone());
+            .claims()
+            .filter(|name| !confirmed.contains(*name))
+            .map(str::to_owned);
         let lookups: Vec<_> = claims
             .map(|name| {
                 let cells = &cells;
@@ -210,8 +230,13 @@ async fn confirmed_plan(
             .try_collect()
             .await?;
         let mut mistaken = BTreeSet::new();
+        let views: BTreeMap<&str, &CellView> = input
+            .cells
+            .iter()
+            .map(|view| (view.name.as_str(), view))
+            .collect();
         for (name, cell) in found {
-            let view = input.cells.iter().find(|view| view.name == name);
+            let view = views.get(name.as_str());
             let now = cell.and_then(|cell| CellView::of(&cell, &fleet.spec.cluster_domain));
             if now.is_some_and(|now| view.is_some_and(|view| is_same(view, &now))) {
                 confirmed.insert(name);
@@ -232,7 +257,10 @@ async fn confirmed_plan(
 
 /// Whether a cell is still the one that was seen, and claims what it claimed.
 fn is_same(seen: &CellView, now: &CellView) -> bool {
-    !now.deleting && now.created == seen.created && now.range == seen.range
+    !now.deleting
+        && now.created == seen.created
+        && now.claim == seen.claim
+        && now.granted == seen.granted
 }
 
 async fn write(

@@ -9,7 +9,7 @@ pub mod tables;
 
 pub(crate) use debounce::{Debounce, debounce};
 pub(crate) use readable::{KeepLast, Reader, Unreadable, readable};
-pub(crate) use references::{Dereferenced, as_ref, dereference};
+pub(crate) use references::{Dereferenced, as_ref, dereference, open_claim};
 pub(crate) use router_reports::{announce, count};
 
 /// How many bytes the note of an Event may have.

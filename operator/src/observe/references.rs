@@ -8,6 +8,8 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use titan_crds::{Cell, CellFleet, ServiceProfile};
 use titan_planner::Observed;
+use titan_planner::cell::key_range;
+use titan_routing::KeyRange;
 
 use crate::run::context::Context;
 
@@ -42,6 +44,13 @@ where
             Observed::Unknown
         }
     }
+}
+
+/// The claim that a Cell was not granted yet.
+pub(crate) fn open_claim(cell: &Cell) -> Option<KeyRange> {
+    let granted = cell.status.as_ref().is_some_and(|it| it.claim_granted);
+    let claim = cell.spec.user_range.filter(|_| !granted)?;
+    key_range(claim).ok()
 }
 
 /// Borrows what was looked up.

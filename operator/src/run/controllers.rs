@@ -13,8 +13,7 @@ use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use titan_crds::{Cell, CellFleet, ServiceProfile};
-use titan_planner::cell::key_range;
-use titan_planner::fleet::claim;
+use titan_planner::assignment::{claim, rows_of};
 use titan_planner::object::MANAGER;
 use titan_routing::RoutingTable;
 use titan_routing::proto::FailureReport;
@@ -29,7 +28,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::own_writes::OwnWrites;
 use crate::observe::tables::{TableEvent, Tables};
-use crate::observe::{Debounce, Reader, Unreadable, announce, debounce, note, readable};
+use crate::observe::{Debounce, Reader, Unreadable, announce, debounce, note, open_claim, readable};
 use crate::run::attempt::Failures;
 use crate::run::context::{Context, KafkaAdmins};
 use crate::run::replica::Settings;
@@ -294,7 +293,7 @@ async fn follow_tables(
                 );
             }
             Ok(TableEvent::Damaged { fleet }) => look.at_fleet(&fleet),
-            Err(RecvError::Lagged(_)) => {
+            Ok(TableEvent::Listed) | Err(RecvError::Lagged(_)) => {
                 of(
                     &cells,
                     |_| true,
@@ -309,14 +308,11 @@ async fn follow_tables(
     }
 }
 
-/// Whether a change of the table changes anything for a Cell: its own row came, went or changed, or a range that it was
+/// Whether a change of the table changes anything for a Cell: a row of it came, went or changed, or a range that it was
 /// refused has become free.
 fn concerns(cell: &Cell, before: &RoutingTable, after: &RoutingTable) -> bool {
-    let Ok(range) = key_range(cell.spec.user_range) else {
-        return false;
-    };
     let name = cell.name_any();
-    claim(before, &name, range) != claim(after, &name, range)
-        || before.cells_in_use().contains(name.as_str())
-            != after.cells_in_use().contains(name.as_str())
+    let range = open_claim(cell);
+    rows_of(before, &name) != rows_of(after, &name)
+        || claim(before, &name, range) != claim(after, &name, range)
 }

@@ -7,6 +7,7 @@ use futures::{FutureExt, StreamExt};
 use kube::runtime::watcher;
 use kube::{Client, Config};
 use titan_crds::RoutingTable as TableResource;
+use titan_planner::Observed;
 use titan_routing::server::{RegistryOptions, RegistryService, builder};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -236,20 +237,31 @@ async fn follow_tables(
     let events = readable::<TableResource>(client, config, metrics.clone(), KeepLast);
     let mut events = std::pin::pin!(events.take_until(stop.cancelled_owned()));
     while let Some(event) = events.next().await {
-        match event {
-            Ok(watcher::Event::Apply(table) | watcher::Event::InitApply(table)) => {
-                tables.take_in(&table);
-                if let Some(good) = tables.latest(&table.spec.fleet) {
-                    metrics
-                        .table_epoch
-                        .with_label_values(&[&table.spec.fleet])
-                        .set(i64::try_from(good.epoch().0).unwrap_or(i64::MAX));
-                }
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                metrics.watch_interrupted("RoutingTable", &error);
+                continue;
             }
-            Ok(watcher::Event::InitDone) => readiness.set(true),
-            Ok(watcher::Event::Delete(table)) => tables.lost(&table),
-            Ok(watcher::Event::Init) => {}
-            Err(error) => metrics.watch_interrupted("RoutingTable", &error),
+        };
+        let fleet = match &event {
+            watcher::Event::Apply(table) | watcher::Event::InitApply(table) => {
+                Some(table.spec.fleet.clone())
+            }
+            _ => None,
+        };
+        let listed = matches!(event, watcher::Event::InitDone);
+        tables.observe(event);
+        if listed {
+            readiness.set(true);
+        }
+        if let Some(fleet) = fleet
+            && let Observed::Known(good) = tables.get(&fleet)
+        {
+            metrics
+                .table_epoch
+                .with_label_values(&[&fleet])
+                .set(i64::try_from(good.epoch().0).unwrap_or(i64::MAX));
         }
     }
 }

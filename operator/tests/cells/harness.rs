@@ -13,6 +13,9 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
 use kube::{Api, Client, Config, Resource, ResourceExt};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
@@ -82,6 +85,8 @@ pub struct World {
     /// The routing tables that the operator of the moment has in memory.
     tables: Mutex<Arc<Tables>>,
     compared: Arc<Compared>,
+    /// In which order objects are looked at.
+    order: Mutex<StdRng>,
     /// Which cluster the operator takes this for, where that is not asked for.
     cluster: Mutex<Option<String>>,
     /// Which members of the PostgreSQL that Patroni would run live.
@@ -138,6 +143,7 @@ impl World {
             base: i64::try_from(number).unwrap() * 1_000_000,
             tables: Mutex::new(fresh_tables()),
             compared: Arc::default(),
+            order: Mutex::new(order(name)),
             cluster: Mutex::default(),
             living: Arc::default(),
         };
@@ -349,15 +355,10 @@ impl World {
     }
 
     fn context(&self, view: &View, ledger: Arc<dyn Ledger>) -> Context {
-        let tables = self
-            .tables
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
         Context {
             client: self.client.clone(),
             ledger,
-            tables,
+            tables: self.tables(),
             recorder: Recorder::new(
                 self.client.clone(),
                 Reporter {
@@ -381,19 +382,64 @@ impl World {
         }
     }
 
-    /// One round of the operator over everything in `view`: the fleets, then the cells.
+    /// One round of the operator over everything in `view`, in an order of its own: no fleet waits for its cells, and no cell
+    /// for its fleet.
     pub async fn round(&self, view: &View, book: &Arc<Book>) -> Result<(), ReconcileError> {
         let context = Arc::new(self.context(view, book.clone()));
-        if let Some(table) = self.table().await {
-            context.tables.take_in(&table);
-        }
-        for one in &view.fleets {
-            transient(fleet::reconcile(Arc::new(one.clone()), context.clone()).await)?;
-        }
-        for one in &view.cells {
-            transient(cell::reconcile(Arc::new(one.clone()), context.clone()).await)?;
+        self.list_tables().await;
+        let fleets = view.fleets.iter().cloned().map(Object::Fleet);
+        let cells = view.cells.iter().cloned().map(Object::Cell);
+        let mut objects: Vec<Object> = fleets.chain(cells).collect();
+        self.shuffle(&mut objects);
+        for object in objects {
+            let context = context.clone();
+            match object {
+                Object::Fleet(one) => transient(fleet::reconcile(Arc::new(one), context).await)?,
+                Object::Cell(one) => transient(cell::reconcile(Arc::new(one), context).await)?,
+            }
         }
         Ok(())
+    }
+
+    /// One pass over the cells alone, by what the operator has of the tables.
+    pub async fn pass_cells(&self, view: &View, book: &Arc<Book>) {
+        let context = Arc::new(self.context(view, book.clone()));
+        for one in &view.cells {
+            let passed = cell::reconcile(Arc::new(one.clone()), context.clone()).await;
+            passed.unwrap();
+        }
+    }
+
+    /// One pass over the fleet alone, with a client that may be another one than the test's.
+    pub async fn pass_fleet(&self, view: &View, book: &Arc<Book>, client: Client) {
+        let context = Context {
+            client,
+            ..self.context(view, book.clone())
+        };
+        let context = Arc::new(context);
+        for one in &view.fleets {
+            transient(fleet::reconcile(Arc::new(one.clone()), context.clone()).await).unwrap();
+        }
+    }
+
+    /// The watch of RoutingTables lists what there is, as at its beginning.
+    pub async fn list_tables(&self) {
+        let tables = self.tables();
+        tables.observe(Event::Init);
+        if let Some(table) = self.table().await {
+            tables.observe(Event::InitApply(table));
+        }
+        tables.observe(Event::InitDone);
+    }
+
+    fn tables(&self) -> Arc<Tables> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.clone()
+    }
+
+    fn shuffle(&self, objects: &mut [Object]) {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        objects.shuffle(&mut *order);
     }
 
     /// Rounds until one of them writes nothing, with a kubelet's work done in between.
@@ -531,6 +577,22 @@ pub struct View {
     pub cells: Vec<Cell>,
     pub profiles: Vec<ServiceProfile>,
     pub fleets: Vec<CellFleet>,
+}
+
+/// What a round looks at.
+enum Object {
+    Fleet(CellFleet),
+    Cell(Cell),
+}
+
+/// Another order each time, or that of `TITAN_TEST_ORDER`.
+fn order(world: &str) -> StdRng {
+    let seed = std::env::var("TITAN_TEST_ORDER")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(rand::random::<u64>);
+    println!("{world}: TITAN_TEST_ORDER={seed} looks at its objects in this order again");
+    StdRng::seed_from_u64(seed)
 }
 
 fn fresh_tables() -> Arc<Tables> {

@@ -31,7 +31,9 @@ async fn a_cell_becomes_ready_and_then_rests() {
     let table = world.table().await.unwrap();
     assert_eq!(table.spec.assignments.len(), 1);
     assert_eq!(table.spec.assignments[0].state, AssignmentState::Active);
-    assert_eq!(status.epoch, Some(table.spec.assignments[0].epoch));
+    assert_eq!(status.ranges.len(), 1);
+    assert_eq!(status.ranges[0].epoch, table.spec.assignments[0].epoch);
+    assert!(status.claim_granted);
 
     // Every object came by one create: nothing was written twice.
     let writes = book.writes();
@@ -455,7 +457,12 @@ async fn a_template_makes_its_cells_and_deletes_none() {
         .await
         .cells
         .iter()
-        .map(|cell| (cell.spec.user_range.first, cell.spec.user_range.last))
+        .map(|cell| {
+            (
+                cell.spec.user_range.unwrap().first,
+                cell.spec.user_range.unwrap().last,
+            )
+        })
         .collect();
     assert_eq!(
         ranges,

@@ -27,4 +27,5 @@ mod patroni;
 mod refusals;
 mod schema;
 mod stale;
+mod tables;
 mod volumes;

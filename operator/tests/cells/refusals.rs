@@ -116,10 +116,10 @@ async fn a_cell_that_serves_says_what_it_serves_when_its_spec_is_refused() {
     assert!(stalled.starts_with("True/DependencyCycle"), "{stalled}");
     assert!(condition(&cell, "RangeAssigned").starts_with("True/"));
     let after = cell.status.unwrap();
-    assert!(before.epoch.is_some() && before.range.is_some());
+    assert_eq!(before.ranges.len(), 1);
     assert_eq!(
-        (after.range, after.epoch, after.home, after.database_id),
-        (before.range, before.epoch, before.home, before.database_id)
+        (after.ranges, after.claim_granted, after.database_id),
+        (before.ranges, before.claim_granted, before.database_id)
     );
 }
 

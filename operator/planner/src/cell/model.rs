@@ -26,8 +26,8 @@ pub struct ValidatedCell {
     pub uid: String,
     /// The fleet.
     pub fleet: String,
-    /// The keys that the cell claims.
-    pub range: KeyRange,
+    /// The keys that the cell claims at its creation; `None` for a cell that is empty capacity.
+    pub claim: Option<KeyRange>,
     /// The region.
     pub region: String,
     /// Zones to run in; any when empty.

@@ -1,11 +1,12 @@
-//! All cells of a fleet: which cells its template makes, and the next routing table.
+//! All cells of a fleet: which cells its template makes, its status, and the routing table as a resource.
 
 mod resource;
-mod routing;
 mod status;
 mod template;
 
-pub use resource::{TableResourceError, from_resource, mode_from_resource, to_resource};
-pub use routing::{CellView, Claim, Decision, Plan, PlanInput, PlanReport, claim, plan};
+pub(crate) use resource::state_from_resource;
+pub use resource::{
+    TableResourceError, from_resource, mode_from_resource, state_to_resource, to_resource,
+};
 pub use status::{FleetStatusInput, fleet_status};
 pub use template::{TemplateReport, missing_cells};

@@ -143,7 +143,9 @@ fn mode_to_resource(mode: titan_routing::KeyspaceMode) -> KeyspaceMode {
     }
 }
 
-fn state_to_resource(state: titan_routing::AssignmentState) -> AssignmentState {
+/// The state of a row as a resource has it.
+#[must_use]
+pub fn state_to_resource(state: titan_routing::AssignmentState) -> AssignmentState {
     match state {
         titan_routing::AssignmentState::Pending => AssignmentState::Pending,
         titan_routing::AssignmentState::Active => AssignmentState::Active,
@@ -152,7 +154,7 @@ fn state_to_resource(state: titan_routing::AssignmentState) -> AssignmentState {
     }
 }
 
-fn state_from_resource(state: AssignmentState) -> titan_routing::AssignmentState {
+pub(crate) fn state_from_resource(state: AssignmentState) -> titan_routing::AssignmentState {
     match state {
         AssignmentState::Pending => titan_routing::AssignmentState::Pending,
         AssignmentState::Active => titan_routing::AssignmentState::Active,

@@ -1,43 +1,12 @@
-//! What the Cells of a fleet say, for the next table and for the fleet's own status.
+//! What a fleet's status says of its cells and its table.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use titan_crds::{Cell, CellFleet, CellFleetStatus, ConditionType};
+use titan_crds::{CellFleet, CellFleetStatus, ConditionType};
 use titan_routing::Epoch;
 
-use crate::cell::{Invalid, key_range};
-use crate::condition::{Conditions, is_true};
-use crate::fleet::{CellView, TemplateReport};
-use crate::status::served;
-
-impl CellView {
-    /// What the table needs to know of a Cell; `None` for one whose range is none, which its own reconcile reports.
-    #[must_use]
-    pub fn of(cell: &Cell, cluster_domain: &str) -> Option<Self> {
-        let name = cell.metadata.name.clone()?;
-        let status = cell.status.as_ref();
-        let conditions = status.map_or(&[][..], |status| &status.conditions);
-        let recorded = status
-            .filter(|_| is_true(conditions, ConditionType::RangeAssigned) && served(conditions))
-            .and_then(|status| status.epoch)
-            .map(Epoch);
-        Some(CellView {
-            created: cell
-                .metadata
-                .creation_timestamp
-                .as_ref()
-                .map_or(i64::MAX, |time| time.0.as_second()),
-            region: cell.spec.placement.region.clone(),
-            endpoint: format!("{name}.svc.{cluster_domain}"),
-            serving: is_true(conditions, ConditionType::ServicesAvailable)
-                && is_true(conditions, ConditionType::DatabasesReady),
-            deleting: cell.metadata.deletion_timestamp.is_some(),
-            paused: cell.spec.paused,
-            recorded,
-            range: key_range(cell.spec.user_range).ok()?,
-            name,
-        })
-    }
-}
+use crate::cell::Invalid;
+use crate::condition::Conditions;
+use crate::fleet::TemplateReport;
 
 /// What the status of a fleet is made from.
 #[derive(Clone, Debug)]

@@ -106,7 +106,7 @@ fn cell_of(fleet: &str, name: &str, user_range: UserRange, spec: &CellTemplateSp
         },
         spec: CellSpec {
             fleet: fleet.to_owned(),
-            user_range,
+            user_range: Some(user_range),
             profile,
             release,
             overrides,

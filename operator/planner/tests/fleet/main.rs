@@ -1,14 +1,16 @@
 //! The fleet: its template's cells, the next routing table, and the table as a resource.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
 
+mod assignment;
+mod assignment_properties;
 mod resource;
-mod routing;
-mod routing_properties;
 mod template;
 
 use titan_planner::Observed;
-use titan_planner::fleet::{CellView, Plan, PlanInput, PlanReport, plan};
-use titan_routing::{Epoch, Key, KeyRange, KeyspaceMode, RoutingTable};
+use titan_planner::assignment::{CellView, Plan, PlanInput, PlanReport, plan};
+use titan_routing::{
+    Assignment, AssignmentState, Epoch, Key, KeyRange, KeyspaceMode, RoutingTable,
+};
 
 fn range(first: u64, last: u64) -> KeyRange {
     KeyRange::new(Key::new(first).unwrap(), Key::new(last).unwrap()).unwrap()
@@ -19,14 +21,41 @@ fn cell(name: &str, created: i64, first: u64, last: u64) -> CellView {
     CellView {
         name: name.to_owned(),
         created,
-        range: range(first, last),
+        claim: Some(range(first, last)),
+        granted: false,
         region: "local".to_owned(),
         endpoint: format!("{name}.svc.cluster.local"),
         serving: false,
         deleting: false,
         paused: false,
-        recorded: None,
+        recorded: Vec::new(),
     }
+}
+
+/// A row, served from its home unless `cell` is another one.
+fn row(range: KeyRange, cell: &str, home: &str, state: AssignmentState, epoch: u64) -> Assignment {
+    Assignment {
+        range,
+        cell: cell.to_owned(),
+        home: home.to_owned(),
+        state,
+        epoch: Epoch(epoch),
+    }
+}
+
+/// A committed table of these rows, with the endpoints that [`cell`] gives.
+fn table(epoch: u64, rows: Vec<Assignment>) -> RoutingTable {
+    let names: std::collections::BTreeSet<&str> = rows
+        .iter()
+        .flat_map(|row| [row.cell.as_str(), row.home.as_str()])
+        .collect();
+    let endpoint = |name: &str| titan_routing::CellEndpoint {
+        cell: name.to_owned(),
+        region: "local".to_owned(),
+        endpoint: format!("{name}.svc.cluster.local"),
+    };
+    let cells = names.into_iter().map(endpoint).collect();
+    RoutingTable::new(Epoch(epoch), KeyspaceMode::UserId, rows, cells, Vec::new()).unwrap()
 }
 
 fn input(table: Observed<RoutingTable>, cells: &[CellView]) -> PlanInput {
@@ -37,6 +66,7 @@ fn input(table: Observed<RoutingTable>, cells: &[CellView]) -> PlanInput {
         rewrite: false,
         cells: cells.to_vec(),
         gone: Default::default(),
+        region: None,
     }
 }
 
@@ -54,7 +84,7 @@ fn planned(input: &PlanInput) -> (Plan, PlanReport) {
     };
     assert_eq!(
         plan(&settled).unwrap().0,
-        Plan { table: None },
+        Plan::default(),
         "planning on its own result must change nothing: {input:#?}"
     );
     (plan_made, report)
@@ -75,8 +105,13 @@ fn rows(table: &RoutingTable) -> String {
         .assignments()
         .iter()
         .map(|row| {
+            let home = if row.home == row.cell {
+                String::new()
+            } else {
+                format!(" (home {})", row.home)
+            };
             format!(
-                "{} {} {:?} @{}\n",
+                "{} {}{home} {:?} @{}\n",
                 row.range, row.cell, row.state, row.epoch
             )
         })

@@ -26,7 +26,7 @@ fn missing(spec: &CellFleetSpec, cells: &[Cell]) -> Vec<(String, i64, i64)> {
         .missing
         .into_iter()
         .map(|cell| {
-            let range = cell.spec.user_range;
+            let range = cell.spec.user_range.unwrap();
             (cell.metadata.name.unwrap(), range.first, range.last)
         })
         .collect()
@@ -129,7 +129,10 @@ fn a_template_that_does_not_fit_the_keyspace_is_refused_whole() {
     ] {
         let result = missing_cells("shop", &fleet(&template), []);
         if fits {
-            assert_eq!(result.unwrap().missing[0].spec.user_range.last, largest);
+            assert_eq!(
+                result.unwrap().missing[0].spec.user_range.unwrap().last,
+                largest
+            );
         } else {
             let invalid = result.unwrap_err();
             assert_eq!(invalid.reason, "TemplateBeyondKeyspace");
@@ -155,8 +158,8 @@ proptest! {
         prop_assert_eq!(cells.len(), usize::try_from(count).unwrap());
         let mut next = first;
         for cell in &cells {
-            prop_assert_eq!(cell.spec.user_range.first, next);
-            next = cell.spec.user_range.last + 1;
+            prop_assert_eq!(cell.spec.user_range.unwrap().first, next);
+            next = cell.spec.user_range.unwrap().last + 1;
         }
         prop_assert_eq!(next, first + count * users);
 

@@ -11,6 +11,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use titan_crds::{Cell, CellStatus, ReclaimPolicy};
 use titan_planner::Observed;
+use titan_planner::assignment::recorded_rows;
 use titan_planner::cell::{ExternalDatabase, NotValid, external_database};
 use titan_planner::object::Kind;
 use titan_planner::status::{Step, deletion_status};
@@ -65,17 +66,10 @@ pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, R
 async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, ReconcileError> {
     let name = cell.name_any();
     let referred = dereference(cell, context).await;
-    let routed = context
-        .tables
-        .latest(&cell.spec.fleet)
-        .is_some_and(|table| table.cells_in_use().contains(name.as_str()));
     // Of a fleet that is gone nobody plans the table any more: to wait for it would be to wait for ever.
     let planned = !matches!(referred.fleet, Observed::Absent);
-    if routed && planned {
-        return Ok(Some(Step::waiting(
-            "Unrouting",
-            "waiting for the routing table to let the range go".to_owned(),
-        )));
+    if planned && let Some(message) = routed(cell, context) {
+        return Ok(Some(Step::waiting("Unrouting", message)));
     }
     let delete = cell.spec.reclaim_policy == ReclaimPolicy::Delete;
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
@@ -120,6 +114,29 @@ async fn take_apart(cell: &Cell, context: &Context) -> Result<Option<Step>, Reco
         TERMINATING,
         format!("waiting for namespace {name} to be gone"),
     )))
+}
+
+/// What keeps a cell from being taken apart: rows of the routing table, or that it is not known whether there are any.
+fn routed(cell: &Cell, context: &Context) -> Option<String> {
+    match context.tables.rows_of(cell) {
+        Observed::Known(rows) => {
+            let row = rows.first()?;
+            Some(format!(
+                "waiting for the routing table to let go of {}, which cell {} serves from the databases of cell {}",
+                row.range, row.cell, row.home
+            ))
+        }
+        Observed::Unknown => Some(format!(
+            "waiting until the RoutingTable of fleet {} has been read: while it may route to this cell, nothing is deleted",
+            cell.spec.fleet
+        )),
+        // The table was lost, and is made again from what the statuses have of it.
+        Observed::Absent if !recorded_rows(cell).is_empty() => Some(format!(
+            "waiting until the RoutingTable of fleet {}, which was lost, has been written again",
+            cell.spec.fleet
+        )),
+        Observed::Absent => None,
+    }
 }
 
 /// Removes what serves and keeps what stores.

@@ -75,18 +75,27 @@ fn unusable(cell: &ValidatedCell, live: &LiveObject) -> Option<Step> {
             format!("namespace {name} of an earlier cell is still being deleted"),
         ));
     }
-    let first = cell.range.first().to_string();
-    let last = cell.range.last().to_string();
-    let held = (
-        live.label("titan.dev/range-first").unwrap_or(&first),
-        live.label("titan.dev/range-last").unwrap_or(&last),
-    );
-    if held != (first.as_str(), last.as_str()) {
+    let claim = cell
+        .claim
+        .map(|it| (it.first().to_string(), it.last().to_string()));
+    // Labels that somebody took away are put back.
+    let held = [
+        live.label("titan.dev/range-first"),
+        live.label("titan.dev/range-last"),
+    ];
+    let wanted = claim
+        .as_ref()
+        .map(|(first, last)| [first.as_str(), last.as_str()]);
+    let is_other = |(held, wanted): (Option<&str>, Option<&str>)| held.is_some() && held != wanted;
+    if (0..2).any(|end| is_other((held[end], wanted.map(|it| it[end])))) {
         return Some(Step::failed(
             "NamespaceHoldsOtherRange",
             format!(
-                "namespace {name} was retained from a cell of the users {}..={} and this cell is for {}; its data belongs to other users. Use another name, or delete the namespace if its data is not needed",
-                held.0, held.1, cell.range
+                "namespace {name} was retained from a cell of the users {}..={} and this cell {}; its data belongs to other users. Use another name, or delete the namespace if its data is not needed",
+                held[0].unwrap_or("?"),
+                held[1].unwrap_or("?"),
+                cell.claim
+                    .map_or_else(|| "claims none".to_owned(), |it| format!("is for {it}")),
             ),
         ));
     }

@@ -17,7 +17,7 @@ use crate::run::context::Context;
 pub(super) async fn look(cell: &Cell, context: &Context) -> Result<Progress, ReconcileError> {
     let name = cell.name_any();
     let mut progress = Progress::new();
-    progress.assignment = context.tables.row_of(cell);
+    progress.ranges = context.tables.rows_of(cell);
 
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &name);
     let mut live = LiveObjects::default();

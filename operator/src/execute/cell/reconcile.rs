@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
 use titan_crds::{Cell, ConditionType, ServiceStatus};
+use titan_planner::Observed;
+use titan_planner::assignment::{Claim, claim as read_claim, recorded_rows, rows_of};
 use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
     validate,
 };
-use titan_planner::fleet::{self, Claim};
 use titan_planner::object::{Kind, Object, Stage};
 use titan_planner::status::{Step, Steps};
 use titan_routing::{Assignment, AssignmentState, Epoch};
@@ -37,7 +39,7 @@ use crate::execute::cell::report::{Reported, report};
 use crate::execute::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::execute::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
 use crate::execute::finalizer::hold;
-use crate::observe::{as_ref, dereference};
+use crate::observe::{as_ref, dereference, open_claim};
 use crate::run::attempt::jitter;
 use crate::run::context::Context;
 use crate::stores::postgres::{Database, OwnershipRow};
@@ -47,7 +49,8 @@ use crate::stores::{StoreError, kafka, postgres};
 #[derive(Clone)]
 pub(super) struct Progress {
     pub(super) steps: Steps,
-    pub(super) assignment: Option<Assignment>,
+    /// The rows that the cell serves or holds.
+    pub(super) ranges: Observed<Vec<Assignment>>,
     /// The id of the database, once it was reached.
     pub(super) database_id: Option<String>,
     pub(super) services: Option<Vec<ServiceStatus>>,
@@ -57,7 +60,7 @@ impl Progress {
     pub(super) const fn new() -> Self {
         Progress {
             steps: Steps::none(),
-            assignment: None,
+            ranges: Observed::Unknown,
             database_id: None,
             services: None,
         }
@@ -81,6 +84,10 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
             Step::Done(_) | Step::NotReached => Action::await_change(),
         };
         return tell(&cell, &context, progress, next).await;
+    }
+    if table_is_unread(&cell, &context) {
+        // Whether the cell serves is not known, so nothing is done and what its status says still holds.
+        return Ok(Action::requeue(jitter(SHORTLY)));
     }
     context.pass_cache.start(&cell);
     let mut progress = Progress::new();
@@ -157,9 +164,11 @@ async fn drive(
     progress: &mut Progress,
 ) -> Result<Option<Services>, ReconcileError> {
     // Whatever becomes of the spec, the cell serves what the table gives it.
-    if let Some(row) = context.tables.row_of(cell) {
-        progress.steps.range = held(&row);
-        progress.assignment = Some(row);
+    progress.ranges = context.tables.rows_of(cell);
+    if let Observed::Known(rows) = &progress.ranges
+        && !rows.is_empty()
+    {
+        progress.steps.range = held(rows);
     }
     let referred = dereference(cell, context).await;
     let valid = match validate(cell, as_ref(&referred.profile), as_ref(&referred.fleet)) {
@@ -174,7 +183,7 @@ async fn drive(
         }
     };
     progress.steps.accepted = Step::Done("the spec is valid".to_owned());
-    let Some(row) = hold_range(&valid, context, progress) else {
+    let Some(rows) = hold_range(cell, &valid, context, progress) else {
         return Ok(None);
     };
 
@@ -217,36 +226,76 @@ async fn drive(
         context,
         cell,
     }
-    .run(&row, progress)
+    .run(&rows, progress)
     .await
 }
 
-fn held(row: &Assignment) -> Step {
-    Step::Done(format!("{} at epoch {}", row.range, row.epoch))
+/// Whether the routing table has still to be read, or to be written again from what the statuses have of it.
+fn table_is_unread(cell: &Cell, context: &Context) -> bool {
+    match context.tables.get(&cell.spec.fleet) {
+        Observed::Known(_) => false,
+        Observed::Unknown => true,
+        // Where the fleet is gone, too, nobody writes it again.
+        Observed::Absent => {
+            let fleet = context.fleets.get(&ObjectRef::new(&cell.spec.fleet));
+            fleet.is_some() && !recorded_rows(cell).is_empty()
+        }
+    }
 }
 
-/// The cell's row in the committed table. Nothing is created before there is one.
+fn held(rows: &[Assignment]) -> Step {
+    let row = |row: &Assignment| {
+        let mut text = format!("{} at epoch {}", row.range, row.epoch);
+        if row.cell != row.home {
+            text.push_str(&format!(
+                ", served by cell {} from home {}",
+                row.cell, row.home
+            ));
+        }
+        text
+    };
+    Step::Done(rows.iter().map(row).collect::<Vec<_>>().join("; "))
+}
+
+/// The cell's rows in the committed table: none where the cell is empty capacity. Nothing is created while a claim has no row.
 fn hold_range(
+    cell: &Cell,
     valid: &ValidatedCell,
     context: &Context,
     progress: &mut Progress,
-) -> Option<Assignment> {
-    let table = context.tables.latest(&valid.fleet);
-    let claim = table.as_deref().map_or(Claim::NotYet, |table| {
-        fleet::claim(table, &valid.name, valid.range)
-    });
-    match claim {
-        Claim::Held(row) => {
-            progress.steps.range = held(row);
-            progress.assignment = Some(row.clone());
-            Some(row.clone())
+) -> Option<Vec<Assignment>> {
+    let open = open_claim(cell);
+    let table = match context.tables.get(&valid.fleet) {
+        Observed::Known(table) => Some(table),
+        Observed::Unknown | Observed::Absent => None,
+    };
+    let found = match (&table, open) {
+        (Some(table), open) => read_claim(table, &valid.name, open),
+        (None, Some(_)) => Claim::NotYet,
+        (None, None) => Claim::Empty,
+    };
+    match found {
+        Claim::Serves | Claim::ServedElsewhere(_) => {
+            let rows = table
+                .map(|table| rows_of(&table, &valid.name))
+                .unwrap_or_default();
+            progress.steps.range = held(&rows);
+            progress.ranges = Observed::Known(rows.clone());
+            Some(rows)
+        }
+        Claim::Empty => {
+            progress.steps.range = Step::Done(
+                "no users: empty capacity, which a split or a move can give a range".to_owned(),
+            );
+            Some(Vec::new())
         }
         Claim::Overlaps(other) => {
+            let claim = open.map(|it| it.to_string()).unwrap_or_default();
             progress.steps.range = Step::failed(
                 "RangeOverlaps",
                 format!(
-                    "userRange {} overlaps {} of cell {}, which had it first; delete one of the two cells, or create this one with another range",
-                    valid.range, other.range, other.cell
+                    "userRange {claim} overlaps {} of cell {}, which had it first; delete one of the two cells, or create this one with another range",
+                    other.range, other.home
                 ),
             );
             None
@@ -288,7 +337,7 @@ struct Databases {
 impl Pass<'_> {
     async fn run(
         &self,
-        row: &Assignment,
+        rows: &[Assignment],
         progress: &mut Progress,
     ) -> Result<Option<Services>, ReconcileError> {
         self.apply(|stage| *stage == Stage::Foundation).await?;
@@ -310,7 +359,8 @@ impl Pass<'_> {
         )
         .await?;
 
-        let databases = self.databases(managed.as_ref(), row.epoch).await?;
+        let epoch = rows.iter().map(|row| row.epoch).max().unwrap_or_default();
+        let databases = self.databases(managed.as_ref(), epoch).await?;
         // Where the database is another cluster's, topics of these names may be, too.
         if !matches!(&databases, Err(Step::Failed { reason, .. }) if reason == OTHER_CLUSTER) {
             progress.steps.topics = self.topics().await?;
@@ -345,16 +395,9 @@ impl Pass<'_> {
         services
             .tell(self.context, &self.valid.name, progress)
             .await?;
-        if row.state == AssignmentState::Active {
-            progress.steps.serving = self.serve(row, &database.owned).await?;
-        } else {
-            progress.steps.serving = Step::waiting(
-                "RangeNotActive",
-                "waiting for the routing table to send the range's requests here",
-            );
-        }
-        let calm = database.settled
-            && (progress.steps.serving.is_done() || row.state != AssignmentState::Active);
+        progress.steps.serving = self.serve(rows, &database.owned).await?;
+        let inactive = rows.iter().any(|row| row.state != AssignmentState::Active);
+        let calm = database.settled && (progress.steps.serving.is_done() || inactive);
         Ok(calm.then_some(services))
     }
 
@@ -505,28 +548,49 @@ impl Pass<'_> {
         }
     }
 
-    /// Lets this cell write its range, at the epoch of its row.
+    /// Has the databases of this cell allow what the table says: each active row whose home they are, to the cell that serves
+    /// it, at the row's epoch.
     async fn serve(
         &self,
-        row: &Assignment,
+        rows: &[Assignment],
         owned: &[OwnershipRow],
     ) -> Result<Step, ReconcileError> {
-        let done = held(row);
-        if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
-            return Ok(done);
+        let of_this_home = rows.iter().filter(|row| row.home == self.valid.name);
+        for row in of_this_home.filter(|row| row.state == AssignmentState::Active) {
+            if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
+                continue;
+            }
+            let activated = postgres::activate(
+                &self.credentials.postgres,
+                &self.valid.database(),
+                row.range,
+                &row.cell,
+                row.epoch,
+                self.context.ledger.as_ref(),
+            )
+            .await;
+            if let Err(error) = activated {
+                return store_step(&self.valid.name, error);
+            }
         }
-        let activated = postgres::activate(
-            &self.credentials.postgres,
-            &self.valid.database(),
-            row.range,
-            &row.cell,
-            row.epoch,
-            self.context.ledger.as_ref(),
+        Ok(
+            match rows.iter().find(|row| row.state != AssignmentState::Active) {
+                None => held(rows),
+                Some(row) if row.state == AssignmentState::Pending => Step::waiting(
+                    "RangeNotActive",
+                    format!(
+                        "waiting for the routing table to send the requests of {} to cell {}",
+                        row.range, row.cell
+                    ),
+                ),
+                Some(row) => Step::waiting(
+                    "RangeInOperation",
+                    format!(
+                        "requests of {} wait for the operation that moves it",
+                        row.range
+                    ),
+                ),
+            },
         )
-        .await;
-        match activated {
-            Ok(_) => Ok(done),
-            Err(error) => store_step(&self.valid.name, error),
-        }
     }
 }

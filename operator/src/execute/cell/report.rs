@@ -5,6 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::{Event, EventType};
 use kube::{Resource, ResourceExt};
 use titan_crds::{Cell, CellStatus, ConditionType};
+use titan_planner::Observed;
 use titan_planner::status::{StatusInput, cell_status};
 
 use crate::error::ReconcileError;
@@ -33,11 +34,12 @@ pub(super) async fn report(
 ) -> Result<Reported, ReconcileError> {
     let Progress {
         steps,
-        assignment,
+        ranges,
         database_id,
         services,
     } = progress;
     let status = cell_status(StatusInput {
+        name: &cell.name_any(),
         previous: cell.status.as_ref(),
         generation: cell
             .metadata
@@ -46,7 +48,11 @@ pub(super) async fn report(
         now: Time(Timestamp::now()),
         paused: cell.spec.paused,
         steps,
-        assignment: assignment.as_ref(),
+        ranges: match &ranges {
+            Observed::Known(rows) => Observed::Known(rows.as_slice()),
+            Observed::Unknown => Observed::Unknown,
+            Observed::Absent => Observed::Absent,
+        },
         database_id,
         services,
     });

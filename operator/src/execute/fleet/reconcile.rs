@@ -11,13 +11,12 @@ use kube::api::{ListParams, PostParams};
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 use titan_crds::{Cell, CellFleet, CellFleetStatus, ConditionType};
+use titan_planner::Observed;
+use titan_planner::assignment::CellView;
 use titan_planner::condition::is_true;
-use titan_planner::fleet::{
-    CellView, FleetStatusInput, TemplateReport, fleet_status, missing_cells,
-};
-use titan_routing::RoutingTable;
+use titan_planner::fleet::{FleetStatusInput, TemplateReport, fleet_status, missing_cells};
 
-use crate::commit::commit;
+use crate::commit::{Committed, commit};
 use crate::error::ReconcileError;
 use crate::execute::apply::is_conflict;
 use crate::execute::finalizer::{hold, is_held, release};
@@ -27,6 +26,8 @@ use crate::run::attempt::jitter;
 use crate::run::context::Context;
 
 const RESYNC: Duration = Duration::from_mins(10);
+/// How soon to plan again when the committed table could not be read.
+const UNREAD: Duration = Duration::from_secs(2);
 const PARALLEL_CREATES: usize = 8;
 
 /// Keeps a CellFleet while Cells name it: somebody has to take their rows out of the table, and to know their Kafka.
@@ -77,11 +78,22 @@ pub async fn reconcile(
     {
         return committed.map(|_| Action::await_change());
     }
-    let routed = |table: &RoutingTable| !table.cells_in_use().is_empty();
+    if let Ok(Committed { report, .. }) = &committed
+        && let Some(reason) = report.waiting_on
+    {
+        // What the status says still holds: not being able to look is no news of the fleet.
+        tracing::warn!(fleet = name, "{reason}; planning again soon");
+        return Ok(Action::requeue(jitter(UNREAD)));
+    }
+    let routes_nothing = match context.tables.get(&name) {
+        Observed::Known(table) => table.assignments().is_empty(),
+        Observed::Absent => true,
+        Observed::Unknown => false,
+    };
     if deleting
         && committed.is_ok()
         && cells.is_empty()
-        && !context.tables.latest(&name).is_some_and(|it| routed(&it))
+        && routes_nothing
         && is_empty(&name, &context).await?
     {
         release(fleet.as_ref(), FINALIZER, &context).await?;

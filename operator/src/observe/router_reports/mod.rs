@@ -12,6 +12,7 @@ use kube::Resource;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
 use titan_crds::Cell;
+use titan_planner::Observed;
 use titan_routing::proto::FailureReport;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -60,7 +61,7 @@ impl Follower {
             };
             match report {
                 Ok(report) => {
-                    let Some(table) = self.tables.latest(&report.fleet) else {
+                    let Observed::Known(table) = self.tables.get(&report.fleet) else {
                         continue;
                     };
                     if let Some(failures) = self.reports.take(&report, &table, Instant::now()) {

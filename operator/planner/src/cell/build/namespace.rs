@@ -13,8 +13,6 @@ pub(super) fn build(cell: &ValidatedCell, objects: &mut Objects) -> Result<(), I
     let mut labels = cell_labels(cell);
     labels.extend(strings([
         ("titan.dev/region", cell.region.as_str()),
-        ("titan.dev/range-first", &cell.range.first().to_string()),
-        ("titan.dev/range-last", &cell.range.last().to_string()),
         ("pod-security.kubernetes.io/enforce", "restricted"),
         ("pod-security.kubernetes.io/enforce-version", "latest"),
         ("pod-security.kubernetes.io/warn", "restricted"),
@@ -22,6 +20,13 @@ pub(super) fn build(cell: &ValidatedCell, objects: &mut Objects) -> Result<(), I
         ("pod-security.kubernetes.io/audit", "restricted"),
         ("pod-security.kubernetes.io/audit-version", "latest"),
     ]));
+    // The claim, which never changes: the namespace of a cell that was retained is not for other users.
+    if let Some(claim) = cell.claim {
+        labels.extend(strings([
+            ("titan.dev/range-first", &claim.first().to_string()),
+            ("titan.dev/range-last", &claim.last().to_string()),
+        ]));
+    }
     // Not owned by the Cell: under Retain the databases outlive it, and a namespace takes everything along.
     objects.add_data(
         Kind::Namespace,

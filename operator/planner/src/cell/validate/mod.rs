@@ -63,7 +63,7 @@ pub fn validate(
         reclaim_policy,
     } = &cell.spec;
     let name = cell_name(cell)?;
-    let range = key_range(*user_range)?;
+    let claim = user_range.map(key_range).transpose()?;
     failover_available(failover)?;
     services::image_tag("spec.release", release)?;
     let (region, zones) = placed(placement)?;
@@ -124,7 +124,7 @@ pub fn validate(
     let valid = ValidatedCell {
         uid: cell.metadata.uid.clone().unwrap_or_default(),
         fleet: fleet_name.clone(),
-        range,
+        claim,
         region,
         zones,
         postgres: stores::postgres(
