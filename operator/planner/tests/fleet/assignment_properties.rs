@@ -238,7 +238,7 @@ fn check_claims(
             (&row.home, state, after.epoch())
         );
     }
-    for view in input.cells.iter() {
+    for view in &input.cells {
         let refused = report.refused.get(&view.name);
         let asks = !view.deleting && !view.paused && !view.granted;
         let Some(claim) = view.claim.filter(|_| asks) else {
