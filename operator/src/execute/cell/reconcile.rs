@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
 use titan_crds::{Cell, ConditionType, ServiceStatus};
 use titan_planner::Observed;
 use titan_planner::assignment::{Claim, claim as read_claim, recorded_rows, rows_of};
@@ -186,6 +186,15 @@ async fn drive(
     let Some(rows) = hold_range(cell, &valid, context, progress) else {
         return Ok(None);
     };
+    // A row is given only to a cell that was looked up at the apiserver. Without one, an old cache may show a cell that is gone,
+    // and nobody would ever take apart what is made for it.
+    if rows.is_empty() && !lives(cell, context).await? {
+        tracing::warn!(
+            cell = valid.name,
+            "the cache shows a cell that is gone or another one by now"
+        );
+        return Ok(None);
+    }
 
     let client = ObjectClient::new(&context.client, context.ledger.as_ref(), &valid.name)
         .recording(&context.own_writes);
@@ -241,6 +250,15 @@ fn table_is_unread(cell: &Cell, context: &Context) -> bool {
             fleet.is_some() && !recorded_rows(cell).is_empty()
         }
     }
+}
+
+/// Whether the Cell is still there and not being deleted, asked at the source.
+async fn lives(cell: &Cell, context: &Context) -> Result<bool, ReconcileError> {
+    let cells = Api::<Cell>::all(context.client.clone());
+    let now = cells.get_metadata_opt(&cell.name_any()).await?;
+    Ok(now.is_some_and(|now| {
+        now.metadata.uid == cell.metadata.uid && now.metadata.deletion_timestamp.is_none()
+    }))
 }
 
 fn held(rows: &[Assignment]) -> Step {
