@@ -15,6 +15,7 @@ mod report;
 mod scenarios;
 mod shell;
 mod status;
+mod suite;
 mod tools;
 mod up;
 

@@ -42,11 +42,14 @@ pub struct Up {
     /// without a token; not where others can reach it
     #[arg(long, requires = "context")]
     pub trust_everybody: bool,
+    /// Compile the binaries of images together with the tests
+    #[arg(skip)]
+    pub with_tests: bool,
 }
 
 impl Up {
-    /// The local cluster with everything in it.
-    pub fn local() -> Self {
+    /// The local cluster with everything in it, from what the tests have compiled.
+    pub fn after_tests() -> Self {
         Self {
             bare: false,
             no_images: false,
@@ -55,6 +58,7 @@ impl Up {
             images: "titan".to_owned(),
             tag: "dev".to_owned(),
             trust_everybody: false,
+            with_tests: true,
         }
     }
 }
@@ -82,7 +86,7 @@ pub fn run(progress: &Progress, options: &Up) -> Result<()> {
     let built = if options.no_images {
         images::build_foreign(progress)
     } else {
-        images::build(progress)
+        images::build(progress, options.with_tests)
     }?;
     cluster::up(progress, &built)?;
     if options.bare {

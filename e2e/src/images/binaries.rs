@@ -19,10 +19,9 @@ const FOLDERS: [&str; 3] = ["operator", "cell-router", "cell-services"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// A binary that gets an image: the package and the name of the binary, which is also that of the image.
+/// A binary that gets an image of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binary {
-    package: String,
     /// Its name.
     pub name: String,
 }
@@ -49,11 +48,9 @@ fn select(metadata: &Value) -> Vec<Binary> {
         }
         for target in package["targets"].as_array().into_iter().flatten() {
             if target["kind"] == serde_json::json!(["bin"])
-                && let (Some(package), Some(name)) =
-                    (package["name"].as_str(), target["name"].as_str())
+                && let Some(name) = target["name"].as_str()
             {
                 binaries.push(Binary {
-                    package: package.to_owned(),
                     name: name.to_owned(),
                 });
             }
@@ -64,11 +61,11 @@ fn select(metadata: &Value) -> Vec<Binary> {
 }
 
 /// Compiles the binaries, and makes images of those that changed.
-pub fn build(progress: &Progress) -> Result<Vec<Image>> {
+pub fn build(progress: &Progress, with_tests: bool) -> Result<Vec<Image>> {
     let binaries = list()?;
     let built = progress.step("binaries for images", |step| {
         step.say(format!("{} binaries", binaries.len()));
-        compile(&binaries)
+        compile(&binaries, with_tests)
     })?;
     progress.step("images of our binaries", |step| {
         let mut changed = Vec::new();
@@ -89,11 +86,15 @@ pub fn build(progress: &Progress) -> Result<Vec<Image>> {
     })
 }
 
-/// Compiles all of them as tests are compiled, and returns the folder that they are in.
-fn compile(binaries: &[Binary]) -> Result<PathBuf> {
-    let mut cargo = shell::cargo(&["build", "--locked"]);
+/// Compiles all of them, and returns the folder that they are in. With the tests, the features of dependencies are those that the
+/// tests have, so that after a run of the tests nothing is left to compile.
+fn compile(binaries: &[Binary], with_tests: bool) -> Result<PathBuf> {
+    let mut cargo = shell::cargo(&["build", "--workspace", "--locked"]);
+    if with_tests {
+        cargo.arg("--tests");
+    }
     for binary in binaries {
-        cargo.args(["--package", &binary.package, "--bin", &binary.name]);
+        cargo.args(["--bin", &binary.name]);
     }
     shell::logged(cargo.stdin(Stdio::null()), &paths::build_log("images"))?;
     Ok(built("debug"))

@@ -45,10 +45,10 @@ pub fn build_foreign(progress: &Progress) -> Result<Built> {
     Ok(Built(images))
 }
 
-/// Builds all images that are not in the cache.
-pub fn build(progress: &Progress) -> Result<Built> {
+/// Builds all images that are not in the cache; `with_tests` says how our own binaries are compiled.
+pub fn build(progress: &Progress, with_tests: bool) -> Result<Built> {
     let Built(mut images) = build_foreign(progress)?;
-    images.extend(binaries::build(progress)?);
+    images.extend(binaries::build(progress, with_tests)?);
     Ok(Built(images))
 }
 
