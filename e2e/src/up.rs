@@ -82,7 +82,16 @@ pub fn run(progress: &Progress, options: &Up) -> Result<()> {
     }
     preflight::for_cluster()?;
     progress.line(&preflight::logs_hint());
-    prepare(progress)?;
+    tools::install_packages(progress)?;
+    // A compiler waits for its linker, and a build in Go for its last package: side by side they leave no processor idle.
+    together(vec![
+        Box::new(|| tools::ensure_for_clusters(progress)),
+        Box::new(|| images::build_foreign(progress).map(|_| ())),
+        Box::new(|| match options.no_images {
+            true => Ok(()),
+            false => images::compile(progress, options.with_tests),
+        }),
+    ])?;
     let built = if options.no_images {
         images::build_foreign(progress)
     } else {

@@ -62,11 +62,8 @@ fn select(metadata: &Value) -> Vec<Binary> {
 
 /// Compiles the binaries, and makes images of those that changed.
 pub fn build(progress: &Progress, with_tests: bool) -> Result<Vec<Image>> {
-    let binaries = list()?;
-    let built = progress.step("binaries for images", |step| {
-        step.say(format!("{} binaries", binaries.len()));
-        compile(&binaries, with_tests)
-    })?;
+    let binaries = compile(progress, with_tests)?;
+    let built = built("debug");
     progress.step("images of our binaries", |step| {
         let mut changed = Vec::new();
         let mut images = Vec::new();
@@ -86,18 +83,22 @@ pub fn build(progress: &Progress, with_tests: bool) -> Result<Vec<Image>> {
     })
 }
 
-/// Compiles all of them, and returns the folder that they are in. With the tests, the features of dependencies are those that the
-/// tests have, so that after a run of the tests nothing is left to compile.
-fn compile(binaries: &[Binary], with_tests: bool) -> Result<PathBuf> {
-    let mut cargo = shell::cargo(&["build", "--workspace", "--locked"]);
-    if with_tests {
-        cargo.arg("--tests");
-    }
-    for binary in binaries {
-        cargo.args(["--bin", &binary.name]);
-    }
-    shell::logged(cargo.stdin(Stdio::null()), &paths::build_log("images"))?;
-    Ok(built("debug"))
+/// Compiles all of them. With the tests, the features of dependencies are those that the tests have, so that after a run of the
+/// tests nothing is left to compile.
+pub fn compile(progress: &Progress, with_tests: bool) -> Result<Vec<Binary>> {
+    let binaries = list()?;
+    progress.step("binaries for images", |step| {
+        step.say(format!("{} binaries", binaries.len()));
+        let mut cargo = shell::cargo(&["build", "--workspace", "--locked"]);
+        if with_tests {
+            cargo.arg("--tests");
+        }
+        for binary in &binaries {
+            cargo.args(["--bin", &binary.name]);
+        }
+        shell::logged(cargo.stdin(Stdio::null()), &paths::build_log("images"))
+    })?;
+    Ok(binaries)
 }
 
 /// Where cargo puts what it has compiled with a profile; `debug` is the folder of profile `dev`.

@@ -45,6 +45,11 @@ pub fn build_foreign(progress: &Progress) -> Result<Built> {
     Ok(Built(images))
 }
 
+/// Compiles our own binaries.
+pub fn compile(progress: &Progress, with_tests: bool) -> Result<()> {
+    binaries::compile(progress, with_tests).map(|_| ())
+}
+
 /// Builds all images that are not in the cache; `with_tests` says how our own binaries are compiled.
 pub fn build(progress: &Progress, with_tests: bool) -> Result<Built> {
     let Built(mut images) = build_foreign(progress)?;

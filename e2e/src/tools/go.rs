@@ -68,13 +68,23 @@ const HELM: Installed = Installed {
     package: "helm.sh/helm/v3/cmd/helm",
 };
 
-const INSTALLED: [Installed; 5] = [
+/// What a cluster needs besides Kubernetes.
+const FOR_CLUSTERS: [Installed; 3] = [
     Installed {
         tool: "coredns",
         version: cache::COREDNS,
         package: "github.com/coredns/coredns",
     },
     HELM,
+    Installed {
+        tool: "local-path-provisioner",
+        version: cache::LOCAL_PATH,
+        package: "github.com/rancher/local-path-provisioner",
+    },
+];
+
+/// What only tests need.
+const FOR_TESTS: [Installed; 2] = [
     Installed {
         tool: "grpcurl",
         version: cache::GRPCURL,
@@ -84,11 +94,6 @@ const INSTALLED: [Installed; 5] = [
         tool: "ghz",
         version: cache::GHZ,
         package: "github.com/bojand/ghz/cmd/ghz",
-    },
-    Installed {
-        tool: "local-path-provisioner",
-        version: cache::LOCAL_PATH,
-        package: "github.com/rancher/local-path-provisioner",
     },
 ];
 
@@ -116,14 +121,21 @@ pub fn ensure_clients(progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// Builds what is not in the cache. One after the other: each build uses all cores by itself.
-pub fn ensure(progress: &Progress) -> Result<()> {
+/// Builds what tests need and is not in the cache.
+pub fn ensure_for_tests(progress: &Progress) -> Result<()> {
+    FOR_TESTS
+        .iter()
+        .try_for_each(|tool| install(progress, tool))
+}
+
+/// Builds what a cluster needs and is not in the cache. One after the other: each build uses all cores by itself.
+pub fn ensure_for_clusters(progress: &Progress) -> Result<()> {
     for workspace in [&ETCD, &KUBERNETES] {
         for (name, package) in workspace.programs {
             build(progress, workspace, name, package)?;
         }
     }
-    INSTALLED
+    FOR_CLUSTERS
         .iter()
         .try_for_each(|tool| install(progress, tool))
 }

@@ -17,11 +17,17 @@ pub fn install_packages(progress: &Progress) -> Result<()> {
 
 /// Installs, fetches and builds whatever is not there yet.
 pub fn ensure(progress: &Progress) -> Result<()> {
+    ensure_for_clusters(progress)?;
+    go::ensure_for_tests(progress)
+}
+
+/// The same for a cluster alone, which needs fewer.
+pub fn ensure_for_clusters(progress: &Progress) -> Result<()> {
     debian::ensure(progress)?;
     // Fetching waits for the network while building waits for the processor.
     together(vec![
         Box::new(|| kafka::ensure(progress)),
-        Box::new(|| go::ensure(progress)),
+        Box::new(|| go::ensure_for_clusters(progress)),
     ])
 }
 
