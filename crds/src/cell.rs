@@ -28,6 +28,8 @@ use crate::{Databases, Resources};
     selectable = ".spec.release",
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$')").message("a cell's name becomes a namespace, a database and a topic prefix: at most 40 characters, a to z, 0 to 9 and -, starting with a letter"),
     validation = Rule::new("!(self.metadata.name.startsWith('kube-') || self.metadata.name in ['default', 'titan-system'])").message("this name belongs to a system namespace"),
+    // Cells of before this rule can still be deleted.
+    validation = Rule::new("oldSelf.hasValue() || !(self.metadata.name.startsWith('pg-') || self.metadata.name in ['postgres', 'template0', 'template1', 'public', 'all', 'replication', 'sameuser', 'samerole', 'samegroup', 'pgbouncer', 'rdsadmin', 'cloudsqladmin', 'azure-maintenance', 'azure-sys', 'defaultdb'])").message("this name is PostgreSQL's own: a cell's name becomes a database").optional_old_self(true),
     validation = Rule::new("has(self.spec.userRange) == has(oldSelf.spec.userRange)").message("userRange is the claim at creation: it cannot be added or removed later; a split or a move gives a living cell other users"),
     printcolumn(name = "First", type_ = "integer", json_path = ".status.ranges[0].first"),
     printcolumn(name = "Last", type_ = "integer", json_path = ".status.ranges[0].last"),

@@ -50,7 +50,7 @@ pub struct ServiceEntry {
         length(min = 1, max = 40),
         regex(pattern = r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
     )]
-    #[x_kube(validation = Rule::new("!(self in ['postgres', 'redis', 'postgres-members', 'redis-nodes', 'titan', 'public'])").message("this name is taken by a store of the cell"))]
+    #[x_kube(validation = Rule::new("!(self in ['postgres', 'redis', 'titan', 'public', 'information-schema', 'default'] || self.startsWith('postgres-') || self.startsWith('redis-') || self.startsWith('pg-'))").message("every cell uses this name for something else: a store, a schema or an account"))]
     pub name: String,
     /// The gRPC port. Two services of a profile cannot share one, and 9090 is for metrics and health.
     #[schemars(range(min = 1024, max = 65535))]

@@ -3,12 +3,15 @@
 
 mod common;
 
-use common::{Setup, from_yaml};
+use std::collections::BTreeSet;
+
+use common::{Setup, credentials, from_yaml};
 use titan_crds::{
     Databases, Failover, ResourceList, Resources, ServiceEntry, ServiceOverride, UserRange,
 };
 use titan_planner::Observed;
-use titan_planner::cell::{NotValid, validate};
+use titan_planner::cell::{NotValid, build, validate};
+use titan_planner::object::{Kind, Object};
 
 type Break = fn(&mut Setup);
 
@@ -493,4 +496,53 @@ fn what_is_absent_is_refused_and_what_is_unknown_is_waited_for() {
         reason(validate(&reversed, Observed::Unknown, Observed::Unknown)),
         ("invalid", "InvalidRange")
     );
+}
+
+#[test]
+fn a_name_that_something_else_has_is_reserved() {
+    let cells = [
+        "postgres",
+        "template0",
+        "template1",
+        "public",
+        "replication",
+        "pg-1",
+        "rdsadmin",
+        "kube-1",
+    ];
+    for name in cells {
+        let mut setup = Setup::web();
+        setup.cell.metadata.name = Some(name.to_owned());
+        let invalid = setup.refusal();
+        assert_eq!(invalid.reason, "ReservedName", "{invalid}");
+        assert!(invalid.message.contains(name), "{invalid}");
+    }
+
+    // Every object of a cell that is not a service's, of a kind that services have, too.
+    let web = Setup::web();
+    let valid = web.validate().unwrap();
+    let desired = build(&valid, &credentials(&valid)).unwrap();
+    let named = |object: &Object, name: &str| object.name == name;
+    let of_services: BTreeSet<Kind> = desired
+        .objects
+        .iter()
+        .filter(|object| named(object, "checkout"))
+        .map(|object| object.kind)
+        .collect();
+    let is_service = |name: &str| valid.services.iter().any(|service| service.name == name);
+    let taken = desired
+        .objects
+        .iter()
+        .filter(|object| of_services.contains(&object.kind) && !is_service(&object.name));
+    let taken: BTreeSet<&str> = taken.map(|object| object.name.as_str()).collect();
+    for known in ["postgres", "postgres-members", "redis", "redis-nodes"] {
+        assert!(taken.contains(known), "{taken:?}");
+    }
+    for name in taken.into_iter().chain(["default", "titan", "public"]) {
+        let mut setup = Setup::web();
+        entry(&mut setup, "feed").name = name.to_owned();
+        let invalid = setup.refusal();
+        assert_eq!(invalid.reason, "ReservedName", "{invalid}");
+        assert!(invalid.message.contains(name), "{invalid}");
+    }
 }

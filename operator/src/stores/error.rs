@@ -5,6 +5,17 @@ use crate::ledger::{Interrupted, System};
 /// The result of everything that talks to a store.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
+/// What was found in the way of something that is to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// A database.
+    Database,
+    /// A role.
+    Role,
+    /// A schema in a database that was prepared for the cell.
+    Schema,
+}
+
 /// Why a store could not be brought to where it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -61,6 +72,20 @@ pub enum StoreError {
         /// The id of the one with the data.
         known: String,
     },
+    /// Something of the name that is wanted is there already, and no operator made it. Nothing was written.
+    #[error(
+        "PostgreSQL at {address} has {what}, and no operator of Titan Cells made it. Nothing was written, and it is left as it is. {remedy}"
+    )]
+    NotOurs {
+        /// Host and port.
+        address: String,
+        /// What kind of thing it is.
+        foreign: Foreign,
+        /// It, by name.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The database that is there is for a cell of another cluster. Nothing was written.
     #[error(
         "database {database} of PostgreSQL at {address} is for a cell of another cluster, by the claim {claim}; this is cluster {cluster}"
@@ -98,6 +123,7 @@ impl StoreError {
             StoreError::Refused { .. } => "refused",
             StoreError::OtherDatabase { .. } => "other-database",
             StoreError::OtherCluster { .. } => "other-cluster",
+            StoreError::NotOurs { .. } => "not-ours",
             StoreError::Invalid { .. } => "invalid",
             StoreError::Interrupted(_) => "interrupted",
         }
@@ -111,9 +137,9 @@ impl StoreError {
             | StoreError::Auth { system, .. }
             | StoreError::Refused { system, .. }
             | StoreError::Invalid { system, .. } => Some(*system),
-            StoreError::OtherDatabase { .. } | StoreError::OtherCluster { .. } => {
-                Some(System::Postgres)
-            }
+            StoreError::OtherDatabase { .. }
+            | StoreError::OtherCluster { .. }
+            | StoreError::NotOurs { .. } => Some(System::Postgres),
             StoreError::Interrupted(_) => None,
         }
     }

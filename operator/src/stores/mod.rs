@@ -8,4 +8,4 @@ pub mod patroni;
 pub mod postgres;
 pub mod redis;
 
-pub use error::{Result, StoreError};
+pub use error::{Foreign, Result, StoreError};

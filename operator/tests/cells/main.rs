@@ -19,6 +19,7 @@ mod crash;
 mod deletion;
 mod essence;
 mod fields;
+mod foreign;
 mod harness;
 mod lifecycle;
 mod observer;

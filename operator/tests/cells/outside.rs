@@ -27,7 +27,7 @@ UNION ALL SELECT format('database %s %s', datname, datacl) FROM pg_database WHER
 const DATABASE: &str = "\
 SELECT format('schema %s of %s %s', nspname, pg_get_userbyid(nspowner), nspacl) FROM pg_namespace \
   WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' \
-UNION ALL SELECT format('%s %s %s', relkind, relname, relacl) FROM pg_class WHERE relnamespace = 'titan'::regnamespace \
+UNION ALL SELECT format('%s %s %s', relkind, relname, relacl) FROM pg_class WHERE relnamespace = to_regnamespace('titan') \
 UNION ALL SELECT format('setting of %s: %s', pg_get_userbyid(setrole), setconfig) FROM pg_db_role_setting s \
   JOIN pg_database d ON d.oid = s.setdatabase WHERE datname = current_database() ORDER BY 1";
 
@@ -79,6 +79,9 @@ impl World {
             return (found, Vec::new());
         }
         found.extend(self.ask(database, DATABASE, None).await);
+        if !found.iter().any(|line| line.starts_with("schema titan ")) {
+            return (found, Vec::new());
+        }
         let rows = ownership(&self.postgres(), database).await.unwrap();
         let rows = rows.iter().map(|row| {
             let length = row.range.last().as_i64() - row.range.first().as_i64();
@@ -87,13 +90,25 @@ impl World {
         (found, rows.collect())
     }
 
-    async fn ask(&self, database: &str, query: &'static str, prefix: Option<&str>) -> Vec<String> {
+    /// Does something in a database as its administrator.
+    pub async fn sql(&self, database: &str, sql: &str) {
+        let mut connection = self.connect(database).await;
+        let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned()));
+        statement.execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+
+    async fn connect(&self, database: &str) -> PgConnection {
         let server = self.postgres();
         let url = format!(
             "postgres://{}:{}@{}:{}/{database}",
             server.username, server.password, server.host, server.port
         );
-        let mut connection = PgConnection::connect(&url).await.unwrap();
+        PgConnection::connect(&url).await.unwrap()
+    }
+
+    async fn ask(&self, database: &str, query: &'static str, prefix: Option<&str>) -> Vec<String> {
+        let mut connection = self.connect(database).await;
         let query = prefix
             .into_iter()
             .fold(sqlx::query(query), sqlx::query::Query::bind);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kube::ResourceExt;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use titan_crds::{Cell, CellFleet, RoutingTable, ServiceProfile};
 use titan_planner::object::Kind;
@@ -338,4 +338,47 @@ async fn an_external_postgres_that_is_away_or_refuses_is_told() {
     world.settle(&book).await.unwrap();
     let ready = condition(&world.get_cell(1).await.unwrap(), "Ready");
     assert!(ready.starts_with("True/"), "{ready}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_are_the_systems_are_refused_by_the_apiserver() {
+    let world = World::new("reserved").await;
+    let dry = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let message = |result: Result<(), kube::Error>| match result {
+        Err(kube::Error::Api(status)) if status.code == 422 => status.message,
+        other => panic!("{other:?}"),
+    };
+    let cells = Api::<Cell>::all(world.client.clone());
+    for name in [
+        "postgres",
+        "template1",
+        "public",
+        "pg-1",
+        "kube-1",
+        "titan-system",
+    ] {
+        let mut cell = world.cell(1);
+        cell["metadata"]["name"] = json!(name);
+        let cell = serde_json::from_value(cell).unwrap();
+        let refused = message(cells.create(&dry, &cell).await.map(drop));
+        assert!(refused.contains("this name"), "{name}: {refused}");
+    }
+    let profiles = Api::<ServiceProfile>::all(world.client.clone());
+    for name in [
+        "default",
+        "redis-nodes",
+        "postgres-2",
+        "titan",
+        "pg-x",
+    ] {
+        let mut profile = world.profile();
+        profile["metadata"]["name"] = json!("reserved-dry");
+        profile["spec"]["services"][0]["name"] = json!(name);
+        let profile = serde_json::from_value(profile).unwrap();
+        let refused = message(profiles.create(&dry, &profile).await.map(drop));
+        assert!(refused.contains("uses this name"), "{name}: {refused}");
+    }
 }

@@ -4,7 +4,7 @@ use titan_planner::status::{Step, Steps};
 
 use crate::error::ReconcileError;
 use crate::execute::apply::ApplyError;
-use crate::execute::cell::identity::{other_cluster, other_database};
+use crate::execute::cell::identity::{not_ours, other_cluster, other_database};
 use crate::ledger::System;
 use crate::stores::StoreError;
 
@@ -29,6 +29,7 @@ fn step_of_store(cell: &str, error: &StoreError) -> Step {
         StoreError::Refused { .. } => "Refused",
         StoreError::OtherDatabase { known, .. } => return other_database(cell, error, known),
         StoreError::OtherCluster { claim, .. } => return other_cluster(cell, error, claim),
+        StoreError::NotOurs { foreign, .. } => return not_ours(*foreign, error),
         StoreError::Invalid { .. } | StoreError::Interrupted(_) => "Invalid",
     };
     let reason = format!("{product}{what}");

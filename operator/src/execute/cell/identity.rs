@@ -8,8 +8,8 @@ use titan_routing::Epoch;
 
 use crate::error::ReconcileError;
 use crate::run::context::Context;
-use crate::stores::StoreError;
 use crate::stores::postgres::Claim;
+use crate::stores::{Foreign, StoreError};
 
 /// Gives up the data of a database: its id is the value.
 const GIVE_UP_DATABASE: &str = "titan.dev/give-up-database";
@@ -66,6 +66,16 @@ pub(super) fn other_cluster(cell: &str, error: &StoreError, claim: &str) -> Step
     )
 }
 
+/// What is said of a database, role or schema of somebody else that has the name of one of the cell's.
+pub(super) fn not_ours(foreign: Foreign, error: &StoreError) -> Step {
+    let message = error.to_string();
+    match foreign {
+        Foreign::Database => Step::failed("DatabaseNotOurs", message),
+        Foreign::Role => Step::failed("RoleNotOurs", message),
+        Foreign::Schema => Step::failed("SchemaNotOurs", message),
+    }
+}
+
 /// For a shell. Who may comment on a schema has a say in it.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -77,7 +87,8 @@ pub(super) fn other_database(cell: &str, error: &StoreError, known: &str) -> Ste
     Step::failed(
         "OtherDatabase",
         format!(
-            "{error}. Nothing was written. Restore that one, or have the cell's Secret name its server; to give its data up, kubectl annotate cell {cell} {GIVE_UP_DATABASE}={known}"
+            "{error}. Nothing was written. Restore that one, or have the cell's Secret name its server; to give its data up, kubectl annotate --overwrite cell {cell} {GIVE_UP_DATABASE}={}",
+            quoted(known)
         ),
     )
 }

@@ -20,6 +20,10 @@ pub(super) struct DatabaseState {
     pub public_on_database: bool,
     /// Whether PUBLIC has rights on schema `public`.
     pub public_on_public: bool,
+    /// The comment on the database.
+    pub mark: Option<String>,
+    /// Whether the administrator may comment on the database.
+    pub administered: bool,
     /// The comment on schema `titan`.
     pub titan: Option<String>,
     /// Whether everything that is called is in schema `titan`, for those who may call it and for nobody else.
@@ -59,6 +63,8 @@ SELECT r.rolsuper AS superuser,
            AS public_on_database,
        EXISTS (SELECT FROM pg_namespace n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
                 WHERE n.nspname = 'public' AND a.grantee = 0) AS public_on_public,
+       shobj_description(d.oid, 'pg_database') AS mark,
+       pg_has_role(d.datdba, 'USAGE') AS administered,
        obj_description(to_regnamespace('titan')::oid, 'pg_namespace') AS titan,
        EXISTS (SELECT FROM pg_class c, aclexplode(c.relacl) a
                 WHERE c.oid = to_regclass('titan.ownership')::oid AND a.grantee = 0 AND a.privilege_type = 'SELECT')
@@ -133,9 +139,20 @@ pub(super) async fn database(session: &mut Session) -> Result<DatabaseState> {
         in_recovery: session.column(row, "in_recovery")?,
         public_on_database: session.column(row, "public_on_database")?,
         public_on_public: session.column(row, "public_on_public")?,
+        mark: session.column(row, "mark")?,
+        administered: session.column(row, "administered")?,
         titan: session.column(row, "titan")?,
         titan_intact: session.column(row, "titan_intact")?,
     })
+}
+
+/// Which of these databases there are.
+pub(super) async fn databases(session: &mut Session, names: &[String]) -> Result<Vec<String>> {
+    let query =
+        sqlx::query("SELECT datname::text AS name FROM pg_database WHERE datname = ANY ($1)")
+            .bind(names.to_vec());
+    let rows = session.read("look for the database", query).await?;
+    rows.iter().map(|row| session.column(row, "name")).collect()
 }
 
 /// Reads the state of the wanted roles, in the order given.

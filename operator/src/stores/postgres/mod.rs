@@ -6,7 +6,8 @@
 //!
 //! It works with an administrator that is a superuser, as in a cluster run by Patroni, and with one that may only
 //! create databases and roles, as on managed servers. Several cells may share a server: a role is ours by the
-//! [comment](scram) that names its database, and roles without one are left alone.
+//! [comment](scram) that names its database, and a database by the comment on it. What has no such comment is somebody
+//! else's: a cell that would need the name is refused before anything is written, and it is never altered or dropped.
 
 mod look;
 mod ownership;
@@ -24,7 +25,7 @@ use uuid::Uuid;
 pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
 pub use proof::{Commit, Proof, Witnesses};
 
-use self::look::DatabaseState;
+use self::look::{DatabaseState, RoleState};
 use self::session::{MAINTENANCE, Opened, Session};
 use crate::ledger::{Ledger, System};
 use crate::stores::{Result, StoreError};
@@ -80,6 +81,11 @@ impl<'a> Claim<'a> {
         }
     }
 
+    /// What a database is told that is claimed now.
+    fn fresh(&self) -> String {
+        format!("{}/{}", self.cluster, Uuid::now_v7())
+    }
+
     fn holds(&self, claim: &str) -> bool {
         claim.split('/').next() == Some(self.cluster)
     }
@@ -111,16 +117,17 @@ impl Database<'_> {
                 cluster: claim.cluster.to_owned(),
             });
         }
-        let found = found.and_then(plan::identity);
-        let Some(known) = self.id.filter(|known| found != Some(*known)) else {
-            return Ok(());
-        };
-        Err(StoreError::OtherDatabase {
-            address: address(),
-            database: self.name.to_owned(),
-            found: found.map(str::to_owned),
-            known: known.to_owned(),
-        })
+        let id = found.and_then(plan::identity);
+        if let Some(known) = self.id.filter(|known| id != Some(*known)) {
+            return Err(StoreError::OtherDatabase {
+                address: address(),
+                database: self.name.to_owned(),
+                found: id.map(str::to_owned),
+                known: known.to_owned(),
+            });
+        }
+        let checked = found.map_or(Ok(()), |found| plan::check_database(self.name, found));
+        checked.map_err(|foreign| not_ours(server, foreign))
     }
 }
 
@@ -147,12 +154,9 @@ pub async fn ensure<'a>(
         Opened::NoDatabase => {
             wanted.check(server, None)?;
             let mut maintenance = Session::open_existing(server, MAINTENANCE).await?;
-            let created = maintenance
-                .write(plan::create_database(database), ledger)
-                .await;
+            let created = create(&mut maintenance, server, wanted, schemas, ledger).await;
             maintenance.close().await;
-            created?;
-            report.writes += 1;
+            report.writes += created?;
             Session::open_existing(server, database).await?
         }
     };
@@ -169,6 +173,37 @@ pub async fn ensure<'a>(
     session.close().await;
     done?;
     Ok(report)
+}
+
+/// Makes the database, unless one of its roles is somebody else's. Returns how many writes it took.
+async fn create(
+    maintenance: &mut Session,
+    server: &ServerCredentials,
+    wanted: Database<'_>,
+    schemas: &[ServiceSchema],
+    ledger: &dyn Ledger,
+) -> Result<usize> {
+    for (want, state) in look::roles(maintenance, false, schemas).await? {
+        // Schemas that were seen are those of the database for maintenance.
+        let state = RoleState {
+            schema_exists: false,
+            ..state
+        };
+        check_role(server, wanted.name, false, &want, &state)?;
+    }
+    let unmarked = plan::unmarked(wanted.name);
+    let begun = look::databases(maintenance, &[unmarked]).await?;
+    let mut steps = Vec::new();
+    if begun.is_empty() {
+        steps.push(plan::create_database(wanted.name));
+    }
+    let claim = wanted.claim.map(|claim| claim.fresh());
+    steps.push(plan::name_database(wanted.name, claim.as_deref()));
+    let writes = steps.len();
+    for step in steps {
+        maintenance.write(step, ledger).await?;
+    }
+    Ok(writes)
 }
 
 async fn settle(
@@ -201,15 +236,18 @@ async fn settle(
         Some(claim) => Some(claimed(session, server, wanted, claim, &state).await?),
         None => None,
     };
+    // All of it is looked at before any of it is changed.
+    let roles = look::roles(session, reads_verifiers, schemas).await?;
+    for (want, role) in &roles {
+        check_role(server, database, state.titan.is_some(), want, role)?;
+    }
     for step in plan::database(database, &state, &report.id, claim.as_deref()) {
         session.write(step, ledger).await?;
         report.writes += 1;
     }
-    for (want, state) in look::roles(session, reads_verifiers, schemas).await? {
+    for (want, state) in roles {
         let password = passwords.get(&want.service).map_or("", String::as_str);
-        let step = plan::role(database, superuser, &want, &state, password)
-            .map_err(|impossible| invalid(server, impossible))?;
-        if let Some(step) = step {
+        if let Some(step) = plan::role(database, superuser, &want, &state, password) {
             session.write(step, ledger).await?;
             report.writes += 1;
         }
@@ -249,13 +287,14 @@ async fn claimed(
         }
         None => {}
     }
-    Ok(format!("{}/{}", claim.cluster, Uuid::now_v7()))
+    Ok(claim.fresh())
 }
 
 /// Drops the database of a cell and its roles, and ends their sessions. Returns how many writes it took.
 ///
 /// # Errors
 /// The server cannot be reached or refuses; or the database is not the one that is known, or not known to be this cluster's.
+/// One that no operator made is left alone, and is no error: the cell never had it.
 pub async fn drop_database<'a>(
     server: &ServerCredentials,
     database: impl Into<Database<'a>>,
@@ -268,38 +307,50 @@ pub async fn drop_database<'a>(
         ..asked
     };
     let database = wanted.name;
-    if (wanted.id.is_some() || wanted.claim.is_some())
-        && let Opened::Session(mut session) = Session::open(server, database).await?
-    {
+    let mut ours = true;
+    if let Opened::Session(mut session) = Session::open(server, database).await? {
         let state = look::database(&mut session).await;
         session.close().await;
         let state = state?;
-        wanted.check(server, Some(&state))?;
-        if let (None, None, Some(id)) = (wanted.id, plan::claim(&state), plan::identity(&state)) {
-            return Err(invalid(
-                server,
-                plan::Impossible(format!(
-                    "database {database} has the id {id}, and nothing says that this cell ever had it"
-                )),
-            ));
+        match wanted.check(server, Some(&state)) {
+            Err(StoreError::NotOurs { .. }) => ours = false,
+            checked => checked?,
+        }
+        if wanted.claim.is_some() && wanted.id.is_none() && plan::claim(&state).is_none() {
+            match plan::identity(&state) {
+                Some(id) => {
+                    return Err(invalid(
+                        server,
+                        plan::Impossible(format!(
+                            "database {database} has the id {id}, and nothing says that this cell ever had it"
+                        )),
+                    ));
+                }
+                // Prepared for the cell, which never came to use it.
+                None => ours = false,
+            }
         }
     }
     let mut session = Session::open_existing(server, MAINTENANCE).await?;
-    let done = drop_all(&mut session, database, ledger).await;
+    let done = drop_all(&mut session, database, ours, ledger).await;
     session.close().await;
     done
 }
 
-async fn drop_all(session: &mut Session, database: &str, ledger: &dyn Ledger) -> Result<usize> {
-    let mut steps = Vec::new();
-    let query = sqlx::query("SELECT FROM pg_database WHERE datname = $1").bind(database.to_owned());
-    if !session
-        .read("look for the database", query)
-        .await?
-        .is_empty()
-    {
-        steps.push(plan::drop_database(database));
-    }
+/// Drops the database, where it is ours, what is left of making it, and the roles that carry our mark.
+async fn drop_all(
+    session: &mut Session,
+    database: &str,
+    ours: bool,
+    ledger: &dyn Ledger,
+) -> Result<usize> {
+    let named = ours.then(|| database.to_owned());
+    let candidates: Vec<String> = named
+        .into_iter()
+        .chain([plan::unmarked(database)])
+        .collect();
+    let found = look::databases(session, &candidates).await?;
+    let mut steps: Vec<_> = found.iter().map(|name| plan::drop_database(name)).collect();
     steps.extend(
         look::ours(session, database)
             .await?
@@ -311,6 +362,26 @@ async fn drop_all(session: &mut Session, database: &str, ledger: &dyn Ledger) ->
         session.write(step, ledger).await?;
     }
     Ok(writes)
+}
+
+fn check_role(
+    server: &ServerCredentials,
+    database: &str,
+    made: bool,
+    want: &ServiceSchema,
+    state: &RoleState,
+) -> Result<()> {
+    plan::check_mark(database, want, state).map_err(|impossible| invalid(server, impossible))?;
+    plan::check_role(database, made, want, state).map_err(|found| not_ours(server, found))
+}
+
+fn not_ours(server: &ServerCredentials, found: plan::NotOurs) -> StoreError {
+    StoreError::NotOurs {
+        address: format!("{}:{}", server.host, server.port),
+        foreign: found.foreign,
+        what: found.what,
+        remedy: found.remedy,
+    }
 }
 
 fn invalid(server: &ServerCredentials, plan::Impossible(message): plan::Impossible) -> StoreError {

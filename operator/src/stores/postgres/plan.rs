@@ -7,6 +7,7 @@ use titan_planner::cell::ServiceSchema;
 use super::look::{DatabaseState, RoleState};
 use super::scram::{self, Mark};
 use super::session::{Step, identifier, literal};
+use crate::stores::Foreign;
 
 /// Schema `titan` of every data home.
 pub(super) const BOOTSTRAP: &str = include_str!("../../../../cell-services/kit/sql/titan.sql");
@@ -18,7 +19,23 @@ const LONGEST_NAME: usize = 63;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Impossible(pub String);
 
-/// Makes the database.
+/// Something of a wanted name that is somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NotOurs {
+    pub foreign: Foreign,
+    /// It, by name.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// The name that a database has until it carries its mark. No cell can have it.
+pub(super) fn unmarked(database: &str) -> String {
+    format!("{database}.unmarked")
+}
+
+/// Makes the database, under the name that it has until it is marked: CREATE DATABASE takes no comment and no transaction,
+/// and after a crash a database of the cell's name without a mark could be anybody's.
 pub(super) fn create_database(database: &str) -> Step {
     Step {
         verb: "create",
@@ -26,9 +43,90 @@ pub(super) fn create_database(database: &str) -> Step {
         // Of template0, for template1 may hold what somebody else put there.
         sql: format!(
             "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'",
+            identifier(&unmarked(database))
+        ),
+    }
+}
+
+/// Marks a new database, and gives it its name.
+pub(super) fn name_database(database: &str, claim: Option<&str>) -> Step {
+    let new = identifier(&unmarked(database));
+    Step {
+        verb: "name",
+        target: format!("database {database}"),
+        sql: format!(
+            "COMMENT ON DATABASE {new} IS {};\nALTER DATABASE {new} RENAME TO {}",
+            literal(&database_mark(database, claim)),
             identifier(database)
         ),
     }
+}
+
+/// The comment on a database: that an operator made it, for which name, and whom it is for.
+fn database_mark(database: &str, claim: Option<&str>) -> String {
+    let claim = claim.map_or_else(String::new, |claim| format!(" {CLAIM}{claim}"));
+    format!("{MARK}database={database}{claim}")
+}
+
+/// Fails where the database is somebody else's. Ours are known by the comment on the database, or, where it came from an
+/// older version or from a backup, by that on its schema `titan`.
+pub(super) fn check_database(database: &str, state: &DatabaseState) -> Result<(), NotOurs> {
+    let marked = state
+        .mark
+        .as_deref()
+        .and_then(|mark| mark.strip_prefix(MARK));
+    let wanted = format!("database={database}");
+    let marked = marked.is_some_and(|mark| mark.split(' ').any(|word| word == wanted));
+    let titan = state.titan.as_deref();
+    if marked || titan.is_some_and(|comment| comment.starts_with(MARK)) {
+        return Ok(());
+    }
+    Err(NotOurs {
+        foreign: Foreign::Database,
+        what: format!("a database {database}"),
+        remedy: format!(
+            "Give the cell another server or another name. If the database was made for this cell and has nothing in it, \
+             say so there: COMMENT ON DATABASE {} IS {}",
+            identifier(database),
+            literal(&database_mark(database, None))
+        ),
+    })
+}
+
+/// Fails where a role, or the schema that it would be given, is somebody else's. `made` says that the operator has been at
+/// work in this database.
+pub(super) fn check_role(
+    database: &str,
+    made: bool,
+    want: &ServiceSchema,
+    state: &RoleState,
+) -> Result<(), NotOurs> {
+    let ServiceSchema { schema, role, .. } = want;
+    if state.mark.is_some() {
+        return Ok(());
+    }
+    // A comment that was lost is put back: nobody but the operator gives a role its schema in a database of ours.
+    if state.exists && !(made && state.schema_owned) {
+        return Err(NotOurs {
+            foreign: Foreign::Role,
+            what: format!("a role {role}"),
+            remedy: format!(
+                "Give the cell another server or another name. If nobody needs the role, drop it: DROP ROLE {}",
+                identifier(role)
+            ),
+        });
+    }
+    if state.schema_exists && !made {
+        return Err(NotOurs {
+            foreign: Foreign::Schema,
+            what: format!("a schema {schema} in database {database}"),
+            remedy: format!(
+                "Give the cell an empty database. If nobody needs the schema, drop it there: DROP SCHEMA {}",
+                identifier(schema)
+            ),
+        });
+    }
+    Ok(())
 }
 
 /// What schema `titan` and the rights of PUBLIC lack. `id` is what the database is, or shall be, known by, and `claim` whom
@@ -40,6 +138,18 @@ pub(super) fn database(
     claim: Option<&str>,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
+    let comment = database_mark(database, claim);
+    if state.administered && state.mark.as_deref() != Some(comment.as_str()) {
+        steps.push(Step {
+            verb: "mark",
+            target: format!("database {database}"),
+            sql: format!(
+                "COMMENT ON DATABASE {} IS {}",
+                identifier(database),
+                literal(&comment)
+            ),
+        });
+    }
     let mut revokes = Vec::new();
     if state.public_on_database {
         revokes.push(format!(
@@ -86,45 +196,42 @@ pub(super) fn database(
 fn bootstrap_mark(id: &str, claim: Option<&str>) -> String {
     let claim = claim.map_or_else(String::new, |claim| format!(" {CLAIM}{claim}"));
     format!(
-        "titan.dev {ID}{id}{claim} sql={}",
+        "{MARK}{ID}{id}{claim} sql={}",
         scram::digest(BOOTSTRAP.as_bytes())
     )
 }
 
+/// What each comment of ours starts with.
+const MARK: &str = "titan.dev ";
 const ID: &str = "id=";
 const CLAIM: &str = "claim=";
 
 /// Which database this is, by the comment on schema `titan`.
 pub(super) fn identity(state: &DatabaseState) -> Option<&str> {
-    word(state, ID)
+    word(state.titan.as_deref()?, ID)
 }
 
-/// Whom it is for, by the comment on schema `titan`: `<cluster>/<nonce>`.
+/// Whom it is for, by the comment on schema `titan`, and before there is one by that on the database: `<cluster>/<nonce>`.
 pub(super) fn claim(state: &DatabaseState) -> Option<&str> {
-    word(state, CLAIM)
+    let comment = state.titan.as_deref().or(state.mark.as_deref())?;
+    word(comment, CLAIM)
 }
 
-fn word<'a>(state: &'a DatabaseState, name: &str) -> Option<&'a str> {
-    let words = state.titan.as_deref()?.strip_prefix("titan.dev ")?;
+fn word<'a>(comment: &'a str, name: &str) -> Option<&'a str> {
+    let words = comment.strip_prefix(MARK)?;
     words
         .split(' ')
         .find_map(|word| word.strip_prefix(name))
         .filter(|value| !value.is_empty())
 }
 
-/// What the role and schema of one service lack: at most one step, so that a crash leaves nothing half made.
-pub(super) fn role(
+/// Fails where a role belongs to the database of another cell.
+pub(super) fn check_mark(
     database: &str,
-    superuser: bool,
     want: &ServiceSchema,
     state: &RoleState,
-    password: &str,
-) -> Result<Option<Step>, Impossible> {
-    let ServiceSchema {
-        service,
-        schema,
-        role,
-    } = want;
+) -> Result<(), Impossible> {
+    let role = &want.role;
     if let Some(mark) = &state.mark
         && mark.database != database
     {
@@ -134,6 +241,22 @@ pub(super) fn role(
             mark.database
         )));
     }
+    Ok(())
+}
+
+/// What the role and schema of one service lack: at most one step, so that a crash leaves nothing half made.
+pub(super) fn role(
+    database: &str,
+    superuser: bool,
+    want: &ServiceSchema,
+    state: &RoleState,
+    password: &str,
+) -> Option<Step> {
+    let ServiceSchema {
+        service,
+        schema,
+        role,
+    } = want;
     let mut sql = Vec::new();
     let name = identifier(role);
     let digest = scram::password_digest(role, password);
@@ -204,18 +327,18 @@ pub(super) fn role(
         sql.push(format!("REVOKE ALL ON SCHEMA {owned} FROM PUBLIC"));
     }
     if sql.is_empty() {
-        return Ok(None);
+        return None;
     }
     let verb = if state.exists && state.schema_exists {
         "alter"
     } else {
         "create"
     };
-    Ok(Some(Step {
+    Some(Step {
         verb,
         target: format!("role and schema of {service} in {database}"),
         sql: sql.join(";\n"),
-    }))
+    })
 }
 
 /// Shuts out the role of a service that the profile no longer names. Its schema stays: it is data.
@@ -265,7 +388,8 @@ pub(super) fn check(
     let names = schemas
         .iter()
         .flat_map(|schema| [&schema.schema, &schema.role]);
-    for name in names.map(String::as_str).chain([database]) {
+    let new = unmarked(database);
+    for name in names.map(String::as_str).chain([new.as_str()]) {
         if name.len() > LONGEST_NAME || name.contains('\0') {
             return Err(Impossible(format!(
                 "{name:?} cannot be a name in PostgreSQL, which ends at {LONGEST_NAME} bytes: shorten the name of the \

@@ -1,5 +1,6 @@
 //! Databases, roles and schemas on a real PostgreSQL.
 
+mod foreign;
 mod identity;
 mod proof;
 mod repair;
@@ -388,7 +389,7 @@ async fn an_administrator_of_a_managed_server_is_enough() {
     ensure(&admin, database, &wanted, &passwords, &book)
         .await
         .unwrap();
-    assert_eq!(book.len(), 6);
+    assert_eq!(book.len(), 7);
     let idle = Book::new();
     ensure(&admin, database, &wanted, &passwords, &idle)
         .await

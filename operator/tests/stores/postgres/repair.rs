@@ -23,7 +23,7 @@ UNION ALL SELECT 'member ' || g.rolname || ' ' || r.rolname
 UNION ALL SELECT 'setting ' || r.rolname || ' ' || setconfig::text
   FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = setrole JOIN pg_database d ON d.oid = s.setdatabase
  WHERE d.datname = $1
-UNION ALL SELECT 'database ' || coalesce(x.acl, '') FROM pg_database d,
+UNION ALL SELECT 'database ' || coalesce(shobj_description(d.oid, 'pg_database'), '') || ' ' || coalesce(x.acl, '') FROM pg_database d,
        LATERAL (SELECT string_agg(a::text, ' ' ORDER BY a::text) AS acl FROM unnest(d.datacl) a) x
  WHERE datname = $1
 UNION ALL SELECT 'schema ' || nspname || ' ' || nspowner::regrole || ' '
@@ -61,8 +61,8 @@ async fn a_crash_after_any_write_leaves_no_trace() {
     let end = snapshot(&server, database).await;
     assert_eq!(
         clean.len(),
-        6,
-        "database, rights of PUBLIC, schema titan, three roles with schemas"
+        7,
+        "database, its name, rights of PUBLIC, schema titan, three roles with schemas"
     );
 
     for crash in 1..=clean.len() {
@@ -118,6 +118,8 @@ async fn what_was_changed_by_hand_is_put_right() {
         "REVOKE ALL ON SCHEMA \"order\" FROM cell_drift_order",
         "GRANT USAGE ON SCHEMA \"order\" TO PUBLIC",
         "GRANT CREATE ON SCHEMA public TO PUBLIC",
+        "COMMENT ON DATABASE cell_drift IS NULL",
+        "COMMENT ON DATABASE cell_drift IS 'orders of the cell'",
         "COMMENT ON SCHEMA titan IS NULL",
         "COMMENT ON SCHEMA titan IS 'titan.dev id=older sql=older'",
         "DROP FUNCTION titan.fence",

@@ -227,13 +227,49 @@ fn cell_name(cell: &Cell) -> Result<String, Invalid> {
             ),
         ));
     }
-    if name.starts_with("kube-") || matches!(name.as_str(), "default" | "titan-system") {
+    if let Some(what) = reserved_by(&name) {
         return Err(invalid(
             "ReservedName",
-            format!("the namespace {name} belongs to the system; give the cell another name"),
+            format!(
+                "a cell cannot be called {name}: {what}, and a cell's name becomes a namespace and a database; give the \
+                 cell another name"
+            ),
         ));
     }
     Ok(name)
+}
+
+/// Databases that a server of PostgreSQL has of its own, also under the products that run it as a service, and words that
+/// stand for more than one database in its access rules or that a pooler answers itself.
+const SYSTEM_DATABASES: [&str; 15] = [
+    "postgres",
+    "template0",
+    "template1",
+    "public",
+    "all",
+    "replication",
+    "sameuser",
+    "samerole",
+    "samegroup",
+    "pgbouncer",
+    "rdsadmin",
+    "cloudsqladmin",
+    "azure-maintenance",
+    "azure-sys",
+    "defaultdb",
+];
+
+/// Whose a name is that no cell can have; None of any other.
+fn reserved_by(name: &str) -> Option<&'static str> {
+    if name.starts_with("kube-") || matches!(name, "default" | "titan-system") {
+        return Some("the namespace belongs to the system");
+    }
+    if SYSTEM_DATABASES.contains(&name) {
+        return Some("PostgreSQL uses the name itself");
+    }
+    // Its roles would start with pg_.
+    name.starts_with("pg-")
+        .then_some("names that start with pg_ are PostgreSQL's")
 }
 
 /// Whether a name starts with a letter and goes on with a to z, 0 to 9 and -, as a DNS label that can be a Service.

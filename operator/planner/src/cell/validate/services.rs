@@ -23,15 +23,19 @@ const MAX_SERVICE_NAME: usize = 40;
 const MAX_REPLICAS: i32 = 1000;
 const MAX_TOPIC_NAME: usize = 249;
 /// Names of the cell's stores, and of schemas that PostgreSQL or the operator uses.
-const RESERVED: [&str; 7] = [
+const RESERVED: [&str; 6] = [
+    // Stores, whose other objects start with their names.
     "postgres",
-    "postgres-members",
     "redis",
-    "redis-nodes",
+    // Schemas.
     "titan",
     "public",
     "information-schema",
+    // The ServiceAccount of every namespace.
+    "default",
 ];
+/// Starts of names that a cell's stores have, and of PostgreSQL's own schemas.
+const RESERVED_STARTS: [&str; 3] = ["postgres-", "redis-", "pg-"];
 /// More than any node has; what is written larger is a slip of the unit.
 const MAX_CPU_MILLI: u128 = 512 * 1000;
 const MAX_MEMORY: u128 = 16 << 40;
@@ -147,13 +151,13 @@ fn service_name(profile: &str, name: &str) -> Result<(), Invalid> {
             ),
         ));
     }
-    // PostgreSQL keeps schemas that start with pg_ for itself.
-    if RESERVED.contains(&name) || name.starts_with("pg-") {
+    let starts = RESERVED_STARTS.iter().any(|start| name.starts_with(start));
+    if starts || RESERVED.contains(&name) {
         return Err(invalid(
             "ReservedName",
             format!(
-                "profile {profile} has a service {name}, a name that is taken by a store or a schema of every cell; \
-                 rename it"
+                "profile {profile} has a service {name}, a name that every cell uses for something else: a store, a \
+                 schema or an account; rename the service"
             ),
         ));
     }
