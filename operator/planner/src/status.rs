@@ -385,21 +385,26 @@ fn served_by(cell: &str, ranges: Observed<&[Assignment]>) -> Work {
 }
 
 fn ready(writer: &Conditions<'_>, work: Work) -> Condition {
-    let (reason, message) = match work {
-        Work::Serves => (
+    match work {
+        Work::Serves => writer.condition(
+            ConditionType::Ready,
+            "True",
             "Serving",
             "every service has its pods and the range is routed to this cell",
         ),
-        Work::Holds => (
+        Work::Holds => writer.condition(
+            ConditionType::Ready,
+            "True",
             "ServedElsewhere",
             "every service has its pods; what this cell's databases hold is served by another cell, see status.ranges",
         ),
-        Work::Nothing => (
+        Work::Nothing => writer.condition(
+            ConditionType::Ready,
+            "True",
             "EmptyCapacity",
             "every service has its pods; the cell has no users, and a split or a move can give it some",
         ),
-    };
-    writer.condition(ConditionType::Ready, "True", reason, message)
+    }
 }
 
 fn step_condition(writer: &Conditions<'_>, name: ConditionType, step: &Step) -> Condition {

@@ -57,7 +57,8 @@ fn write(previous: Option<&CellStatus>, look: &Look, second: i64) -> CellStatus 
             range: KeyRange::new(Key::new(10).unwrap(), Key::new(19).unwrap()).unwrap(),
             cell: "cell-001".to_owned(),
             home: "cell-001".to_owned(),
-            state: AssignmentState::Active,
+            // What a paused cell says of itself follows its pods only while a row is active.
+            state: AssignmentState::Pending,
             epoch: Epoch(7),
         }]),
         database_id: None,

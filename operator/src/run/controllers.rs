@@ -28,7 +28,9 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::own_writes::OwnWrites;
 use crate::observe::tables::{TableEvent, Tables};
-use crate::observe::{Debounce, Reader, Unreadable, announce, debounce, note, open_claim, readable};
+use crate::observe::{
+    Debounce, Reader, Unreadable, announce, debounce, note, open_claim, readable,
+};
 use crate::run::attempt::Failures;
 use crate::run::context::{Context, KafkaAdmins};
 use crate::run::replica::Settings;
