@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use cell_kit::config::Config;
 use cell_kit::{Addresses, Server, Service, StartError, Store};
 use clap::Parser;
 use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use titan_routing::{
     Assignment, AssignmentState, CellEndpoint, Epoch, Key, KeyRange, KeyspaceMode, RoutingTable,
 };
@@ -308,15 +308,19 @@ impl Cell {
     ///
     /// # Errors
     /// When the database refuses.
-    pub async fn fence(&self, epoch: Epoch) -> Result<(), sqlx::Error> {
+    pub async fn fence(&self, epoch: Epoch) -> anyhow::Result<()> {
         let (first, last) = (MINE.cast_signed(), (MINE + 999).cast_signed());
         let mut connection = self.admin.acquire().await?;
-        sqlx::query("SELECT titan.fence($1, $2, $3)")
+        // A budget and a time for quiet that no request of a test outlasts.
+        let outcome: String = sqlx::query("CALL titan.fence($1, $2, $3, 2000, 5000)")
             .bind(first)
             .bind(last)
             .bind(epoch.0.cast_signed())
-            .execute(&mut *connection)
-            .await?;
+            .fetch_one(&mut *connection)
+            .await?
+            .try_get::<sqlx::types::JsonValue, _>("result")?
+            .to_string();
+        ensure!(outcome.contains("\"fenced\""), "{outcome}");
         Ok(())
     }
 

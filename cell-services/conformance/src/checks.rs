@@ -320,7 +320,7 @@ impl Check<'_> {
             .err()
             .context("deleted")?;
         ensure!(code(&error) == "TC002", "{error}");
-        // Guarded for one range is not guarded for another.
+        // Guarded for one owner is not guarded for another.
         let guarded = sqlx::query("SELECT titan.guard($1, $2, $3)")
             .bind(last_key().as_i64())
             .bind(&self.cell.config.cell)
@@ -332,7 +332,7 @@ impl Check<'_> {
             .execute(&mut forgetful)
             .await
             .err()
-            .context("updated another range")?;
+            .context("updated another owner")?;
         ensure!(code(&error) == "TC002", "{error}");
         forgetful.execute("ROLLBACK").await?;
         for table in self
@@ -353,8 +353,11 @@ impl Check<'_> {
         // And a service's role cannot give itself what is not its own.
         for statement in [
             "SELECT titan.activate(1000, 1999, 'cell-001', 999)",
-            "SELECT titan.fence(1000, 1999, 999)",
-            "UPDATE titan.ownership SET cell = 'cell-001'",
+            "CALL titan.fence(1000, 1999, 999, 150, 0)",
+            "SELECT titan.split(1500)",
+            "SELECT titan.merge(1000, 1999)",
+            "SELECT titan.remove(1000, 1999, 999)",
+            "UPDATE titan.ranges SET cell = 'cell-001'",
         ] {
             let error = forgetful
                 .execute(statement)

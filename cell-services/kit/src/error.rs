@@ -73,6 +73,9 @@ pub enum Failure {
     /// The key is not served here.
     #[error(transparent)]
     NotOwned(#[from] NotOwned),
+    /// A fence has had the key's range closed for longer than a request waits.
+    #[error("{0}")]
+    Closing(String),
     /// PostgreSQL.
     #[error("PostgreSQL: {0}")]
     Database(#[from] sqlx::Error),
@@ -124,6 +127,7 @@ impl Failure {
         match self {
             Failure::Refused(_) => "refused",
             Failure::NotOwned(_) => "not_owned",
+            Failure::Closing(_) => "closing",
             Failure::Database(_) => "database",
             Failure::Redis(_) => "redis",
             Failure::Corrupt(_) => "corrupt",
@@ -139,6 +143,7 @@ impl Failure {
             Failure::Timeout(_) => true,
             Failure::Refused(_)
             | Failure::NotOwned(_)
+            | Failure::Closing(_)
             | Failure::Redis(_)
             | Failure::Corrupt(_) => false,
         }
@@ -156,6 +161,7 @@ impl From<Failure> for Status {
         match failure {
             Failure::Refused(status) => *status,
             Failure::NotOwned(refusal) => refusal.into(),
+            Failure::Closing(message) => Status::unavailable(format!("{message}; retry")),
             Failure::Database(error) => {
                 let code = if is_transient(&error) {
                     Code::Unavailable

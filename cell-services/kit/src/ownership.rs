@@ -1,7 +1,7 @@
 //! Who may write what: the check of a request against the routing table, and the guard inside the data home.
 //!
 //! The check answers most strangers cheaply. The guard is what makes it true: it runs in the transaction that
-//! writes, in SQL ([`BOOTSTRAP_SQL`]), under a lock that a fence has to wait for.
+//! writes, in SQL ([`BOOTSTRAP_SQL`]), and registers the owner for as long as that runs, so that a fence sees it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::headers;
 
-/// The schema `titan` of a data home: ownership table, guard, trigger, fence and activation. Idempotent.
+/// The schema `titan` of a data home: table of ranges, guard, trigger, fence and activation. Idempotent.
 pub const BOOTSTRAP_SQL: &str = include_str!("../sql/titan.sql");
 
 /// SQLSTATE of a guard that found the key not owned here.
@@ -206,6 +206,8 @@ pub(crate) struct GuardRefusal {
     pub(crate) cell: String,
     #[serde(default)]
     pub(crate) epoch: u64,
+    /// Of a range that is closing: its fence should have ended by now, so it may be opened again.
+    pub(crate) overdue: Option<bool>,
 }
 
 impl GuardRefusal {

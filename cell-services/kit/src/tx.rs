@@ -1,12 +1,15 @@
 //! Write transactions: the only way in which a service writes.
 
+use std::time::Duration;
+
 use chrono::{DateTime, SubsecRound, Utc};
 use futures::future::BoxFuture;
 use prost::Message;
 use serde::Serialize;
 use sqlx::pool::PoolConnection;
 use sqlx::{Executor, PgConnection, Postgres};
-use titan_routing::Key;
+use titan_routing::{Epoch, Key};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -16,6 +19,9 @@ use crate::outbox::{self, Event};
 use crate::ownership::{GuardRefusal, Owner};
 use crate::request::Caller;
 use crate::{Failure, headers};
+
+/// How long a writer waits for a fence. A fence closes a range for 150 ms, unless it has a reason to take longer.
+const HOLD: Duration = Duration::from_secs(1);
 
 /// What runs in a transaction, and may run again from its start.
 pub type Effect<'t, R> = BoxFuture<'t, Result<R, Failure>>;
@@ -43,43 +49,56 @@ impl std::fmt::Debug for Tx {
 impl Tx {
     /// Begins a transaction for `owner` and passes the guard.
     ///
+    /// While a fence has the range closed the guard refuses, and this waits without a connection until the fence is done
+    /// or has given up: for a second at most.
+    ///
     /// # Errors
-    /// When the owner is not, or no longer, this cell's; or the database does not answer.
+    /// When the owner is not, or no longer, this cell's; a fence took longer than that; or the database does not answer.
     pub async fn begin(database: &Database, owner: Owner) -> Result<Self, Failure> {
-        let tx = Tx::pass_guard(database, owner).await;
-        let Err(Failure::Database(error)) = tx else {
-            return tx;
-        };
-        let Some((refusal, message)) = GuardRefusal::of(&error) else {
-            return Err(error.into());
-        };
-        let ownership = database.ownership();
-        // The data home knows a newer assignment to this very cell: learn of it and try once more.
-        if refusal.reason == "stale" {
-            let owner = ownership
-                .catch_up(owner.key, titan_routing::Epoch(refusal.epoch))
-                .await?;
-            if owner.epoch.0 >= refusal.epoch {
-                return Tx::pass_guard(database, owner).await;
+        let held_until = Instant::now() + HOLD;
+        let (mut owner, mut caught_up) = (owner, false);
+        loop {
+            let error = match Tx::pass_guard(database, owner).await {
+                Err(Failure::Database(error)) => error,
+                answer => return answer,
+            };
+            let Some((refusal, message)) = GuardRefusal::of(&error) else {
+                return Err(error.into());
+            };
+            let ownership = database.ownership();
+            match refusal.reason.as_str() {
+                // A fence is looking at who writes here. It ends within milliseconds, one way or the other.
+                "closing" => {
+                    if refusal.overdue == Some(true) && reopen(database, owner.key).await? {
+                        continue;
+                    }
+                    let pause = between_tries();
+                    if Instant::now() + pause >= held_until {
+                        database.metrics().refused("closing");
+                        return Err(Failure::Closing(message));
+                    }
+                    database.metrics().retried("closing");
+                    tokio::time::sleep(pause).await;
+                }
+                // The data home knows a newer assignment to this very cell: learn of it and try once more.
+                "stale" if !caught_up => {
+                    caught_up = true;
+                    owner = ownership.catch_up(owner.key, Epoch(refusal.epoch)).await?;
+                    if owner.epoch.0 < refusal.epoch {
+                        database.metrics().refused("guard");
+                        return Err(refusal.into_not_owned(message, ownership).into());
+                    }
+                }
+                _ => {
+                    database.metrics().refused("guard");
+                    return Err(refusal.into_not_owned(message, ownership).into());
+                }
             }
         }
-        database.metrics().refused("guard");
-        Err(refusal.into_not_owned(message, ownership).into())
     }
 
     async fn pass_guard(database: &Database, owner: Owner) -> Result<Self, Failure> {
-        let connection = database.pool().acquire().await?;
-        let mut tx = Tx {
-            connection: Some(connection),
-            owner,
-            cell: database.ownership().cell().to_owned(),
-            traceparent: None,
-            now: Utc::now().trunc_subsecs(6),
-            events: 0,
-        };
-        tx.connection()?
-            .execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
-            .await?;
+        let mut tx = Tx::open(database, owner).await?;
         let passed = sqlx::query("SELECT titan.guard($1, $2, $3)")
             .bind(owner.key.as_i64())
             .bind(&tx.cell)
@@ -92,6 +111,23 @@ impl Tx {
             }
             return Err(error.into());
         }
+        Ok(tx)
+    }
+
+    /// A transaction that has not passed the guard.
+    async fn open(database: &Database, owner: Owner) -> Result<Self, Failure> {
+        let connection = database.pool().acquire().await?;
+        let mut tx = Tx {
+            connection: Some(connection),
+            owner,
+            cell: database.ownership().cell().to_owned(),
+            traceparent: None,
+            now: Utc::now().trunc_subsecs(6),
+            events: 0,
+        };
+        tx.connection()?
+            .execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+            .await?;
         Ok(tx)
     }
 
@@ -170,6 +206,31 @@ impl Tx {
         self.connection = None;
         Ok(())
     }
+}
+
+/// Opens a range again whose fence is gone. Returns whether it was closed.
+async fn reopen(database: &Database, key: Key) -> Result<bool, Failure> {
+    let owner = Owner {
+        key,
+        epoch: Epoch(0),
+    };
+    let mut tx = Tx::open(database, owner).await?;
+    // Nothing is lost with it: a range that is closed again has its fence overdue again.
+    tx.connection()?
+        .execute("SET LOCAL synchronous_commit TO local")
+        .await?;
+    let reopened = sqlx::query_scalar("SELECT titan.reopen($1)")
+        .bind(key.as_i64())
+        .fetch_one(tx.connection()?)
+        .await?;
+    tx.finish("COMMIT").await?;
+    Ok(reopened)
+}
+
+/// 5 to 15 ms, for writers that were refused together must not come back together.
+fn between_tries() -> Duration {
+    let random = Uuid::now_v7().as_u128() % 10_000;
+    Duration::from_micros(5_000 + u64::try_from(random).unwrap_or_default())
 }
 
 impl Drop for Tx {

@@ -2,6 +2,7 @@
 //!
 //! Each `ensure` looks first and writes only what is missing, so that a reconcile that finds no drift writes nothing.
 
+pub mod data_home;
 mod error;
 pub mod kafka;
 pub mod patroni;

@@ -42,6 +42,7 @@ use crate::execute::finalizer::hold;
 use crate::observe::{as_ref, dereference, open_claim};
 use crate::run::attempt::jitter;
 use crate::run::context::Context;
+use crate::stores::data_home::DataHome;
 use crate::stores::postgres::{Database, OwnershipRow};
 use crate::stores::{StoreError, kafka, postgres};
 
@@ -573,20 +574,18 @@ impl Pass<'_> {
         rows: &[Assignment],
         owned: &[OwnershipRow],
     ) -> Result<Step, ReconcileError> {
+        let home = DataHome::new(
+            self.credentials.postgres.clone(),
+            self.valid.database(),
+            self.context.ledger.as_ref(),
+            self.context.proof.as_ref(),
+        );
         let of_this_home = rows.iter().filter(|row| row.home == self.valid.name);
         for row in of_this_home.filter(|row| row.state == AssignmentState::Active) {
             if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
                 continue;
             }
-            let activated = postgres::activate(
-                &self.credentials.postgres,
-                &self.valid.database(),
-                row.range,
-                &row.cell,
-                row.epoch,
-                self.context.ledger.as_ref(),
-            )
-            .await;
+            let activated = home.activate(row.range, &row.cell, row.epoch).await;
             if let Err(error) = activated {
                 return store_step(&self.valid.name, error);
             }

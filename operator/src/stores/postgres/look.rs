@@ -67,15 +67,15 @@ SELECT r.rolsuper AS superuser,
        pg_has_role(d.datdba, 'USAGE') AS administered,
        obj_description(to_regnamespace('titan')::oid, 'pg_namespace') AS titan,
        EXISTS (SELECT FROM pg_class c, aclexplode(c.relacl) a
-                WHERE c.oid = to_regclass('titan.ownership')::oid AND a.grantee = 0 AND a.privilege_type = 'SELECT')
+                WHERE c.oid = to_regclass('titan.ranges')::oid AND a.grantee = 0 AND a.privilege_type = 'SELECT')
            AND ARRAY['USAGE'] = ARRAY(SELECT a.privilege_type FROM pg_namespace n, aclexplode(n.nspacl) a
                                        WHERE n.oid = to_regnamespace('titan')::oid AND a.grantee = 0)
-           AND ARRAY['activate', 'fence', 'guard p', 'protect p'] = ARRAY(
+           AND ARRAY['activate', 'begin_change', 'cut', 'fence', 'give_up', 'guard p', 'merge', 'old_writers', 'protect p',
+                     'refuse_unguarded p', 'remove', 'reopen p', 'split', 'writers'] = ARRAY(
                SELECT p.proname || CASE WHEN EXISTS (SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
                                                       WHERE a.grantee = 0) THEN ' p' ELSE '' END
                  FROM pg_proc p
                 WHERE p.pronamespace = to_regnamespace('titan')::oid
-                  AND p.proname IN ('guard', 'protect', 'fence', 'activate')
                 ORDER BY p.proname) AS titan_intact
   FROM pg_database d, pg_roles r
  WHERE d.datname = current_database() AND r.rolname = current_user";

@@ -22,11 +22,15 @@ use titan_planner::cell::{ServerCredentials, ServiceSchema};
 use titan_routing::Epoch;
 use uuid::Uuid;
 
-pub use ownership::{OwnershipRow, OwnershipState, activate, fence, ownership};
+pub use ownership::{
+    Blocker, Change, FenceBudget, FenceOutcome, OwnershipRow, OwnershipState, change, ownership,
+};
+pub(crate) use ownership::{fence, terminate_writers};
 pub use proof::{Commit, Proof, Witnesses};
 
 use self::look::{DatabaseState, RoleState};
-use self::session::{MAINTENANCE, Opened, Session};
+pub(crate) use self::session::Session;
+use self::session::{MAINTENANCE, Opened};
 use crate::ledger::{Ledger, System};
 use crate::stores::{Result, StoreError};
 

@@ -172,7 +172,7 @@ pub(super) fn database(
     if state.titan.as_deref() != Some(mark.as_str()) || !state.titan_intact {
         let reset = if state.titan.is_some() {
             // The file speaks of rights from where a fresh schema starts.
-            "REVOKE ALL ON SCHEMA titan FROM PUBLIC;\nGRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA titan TO PUBLIC;\n"
+            "REVOKE ALL ON SCHEMA titan FROM PUBLIC;\nGRANT EXECUTE ON ALL ROUTINES IN SCHEMA titan TO PUBLIC;\n"
         } else {
             ""
         };

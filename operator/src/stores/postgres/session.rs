@@ -18,13 +18,13 @@ const STATEMENT: Duration = Duration::from_secs(20);
 pub(super) const MAINTENANCE: &str = "postgres";
 
 /// A connection, and the words to say what went wrong on it.
-pub(super) struct Session {
+pub(crate) struct Session {
     connection: PgConnection,
     address: String,
 }
 
 /// A connection, or the news that the database does not exist.
-pub(super) enum Opened {
+pub(crate) enum Opened {
     Session(Session),
     NoDatabase,
 }
@@ -35,6 +35,14 @@ pub(super) struct Step {
     pub verb: &'static str,
     pub target: String,
     pub sql: String,
+}
+
+/// A write that is one statement with one row and one column as its answer. It is no transaction of ours, for
+/// procedures end theirs themselves.
+pub(crate) struct Call<'q> {
+    pub verb: &'static str,
+    pub target: String,
+    pub query: sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>,
 }
 
 impl Session {
@@ -125,6 +133,35 @@ impl Session {
         Ok(())
     }
 
+    /// Makes a call, and enters it in the ledger when its answer says that something was `written`.
+    pub async fn call<T>(
+        &mut self,
+        call: Call<'_>,
+        ledger: &dyn Ledger,
+        written: impl Fn(&T) -> bool,
+    ) -> Result<T>
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+    {
+        use sqlx::Row as _;
+        ledger.may_write()?;
+        let doing = format!("{} {}", call.verb, call.target);
+        let run = call.query.fetch_one(&mut self.connection);
+        let answer = match tokio::time::timeout(STATEMENT, run).await {
+            Ok(answer) => answer.and_then(|row| row.try_get(0)),
+            Err(_) => return Err(self.hangs(&doing)),
+        };
+        let answer = answer.map_err(|error| classify(&self.address, &doing, &error))?;
+        if written(&answer) {
+            ledger.record(Write {
+                system: System::Postgres,
+                verb: call.verb,
+                target: call.target,
+            })?;
+        }
+        Ok(answer)
+    }
+
     /// Reads a column, with the same words as for a failed query.
     pub fn column<'r, T>(&self, row: &'r PgRow, name: &str) -> Result<T>
     where
@@ -176,7 +213,8 @@ fn classify(address: &str, doing: &str, error: &sqlx::Error) -> StoreError {
     let detail = format!("{} (SQLSTATE {code})", answer.message());
     match code.as_str() {
         // Starting or stopping, out of connections, or a standby: the leader is about to be another one.
-        "57P01" | "57P02" | "57P03" | "53300" | "25006" => unreachable(address, detail),
+        // Or a fence is under way, for milliseconds.
+        "57P01" | "57P02" | "57P03" | "53300" | "25006" | "TC005" => unreachable(address, detail),
         code if code.starts_with("28") => StoreError::Auth {
             system: System::Postgres,
             address: address.to_owned(),

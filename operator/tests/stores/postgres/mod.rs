@@ -1,5 +1,6 @@
 //! Databases, roles and schemas on a real PostgreSQL.
 
+mod data_home;
 mod foreign;
 mod identity;
 mod proof;
@@ -10,11 +11,8 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection as _};
-use titan_operator::stores::postgres::{
-    OwnershipRow, OwnershipState, activate, drop_database, ensure, fence, ownership,
-};
+use titan_operator::stores::postgres::{drop_database, ensure};
 use titan_planner::cell::{ServerCredentials, ServiceSchema};
-use titan_routing::{Epoch, Key, KeyRange};
 use titan_testbed::Postgres;
 
 use crate::book::Book;
@@ -140,11 +138,11 @@ async fn each_service_gets_a_schema_that_only_it_can_use() {
         Err("42501".to_owned())
     );
     assert_eq!(
-        run(&mut order, "SELECT titan.fence(0, 9, 1)").await,
+        run(&mut order, "CALL titan.fence(0, 9, 1, 150, 0)").await,
         Err("42501".to_owned())
     );
     assert_eq!(
-        run(&mut order, "UPDATE titan.ownership SET epoch = 9").await,
+        run(&mut order, "UPDATE titan.ranges SET epoch = 9").await,
         Err("42501".to_owned())
     );
     run(&mut order, "SELECT titan.protect('placed')")
@@ -415,72 +413,6 @@ async fn an_administrator_of_a_managed_server_is_enough() {
     run(&mut connection, "DROP ROLE managed_admin")
         .await
         .unwrap();
-}
-
-fn range(first: u64, last: u64) -> KeyRange {
-    KeyRange::new(Key::new(first).unwrap(), Key::new(last).unwrap()).unwrap()
-}
-
-#[tokio::test]
-async fn ranges_are_activated_and_fenced_once_and_never_backwards() {
-    let (server, database) = (server(), "cell_epochs");
-    ensure(&server, database, &[], &BTreeMap::new(), &Book::new())
-        .await
-        .unwrap();
-    let keys = range(0, 9_999);
-    let book = Book::new();
-    assert!(
-        activate(&server, database, keys, "cell-epochs", Epoch(7), &book)
-            .await
-            .unwrap()
-    );
-    assert!(
-        !activate(&server, database, keys, "cell-epochs", Epoch(7), &book)
-            .await
-            .unwrap()
-    );
-    assert_eq!(book.len(), 1);
-    let row = |cell: &str, epoch, state| OwnershipRow {
-        range: keys,
-        cell: cell.to_owned(),
-        epoch: Epoch(epoch),
-        state,
-    };
-    assert_eq!(
-        ownership(&server, database).await.unwrap(),
-        [row("cell-epochs", 7, OwnershipState::Active)]
-    );
-
-    let stale = activate(&server, database, keys, "cell-other", Epoch(6), &book)
-        .await
-        .unwrap_err();
-    assert_eq!(stale.category(), "refused");
-    assert!(stale.to_string().contains("at epoch 7"), "{stale}");
-
-    assert!(
-        fence(&server, database, keys, Epoch(8), &book)
-            .await
-            .unwrap()
-    );
-    assert!(
-        !fence(&server, database, keys, Epoch(8), &book)
-            .await
-            .unwrap()
-    );
-    assert_eq!(
-        ownership(&server, database).await.unwrap()[0].state,
-        OwnershipState::Fenced
-    );
-    assert!(
-        activate(&server, database, keys, "cell-other", Epoch(8), &book)
-            .await
-            .unwrap()
-    );
-    assert_eq!(
-        ownership(&server, database).await.unwrap(),
-        [row("cell-other", 8, OwnershipState::Active)]
-    );
-    assert_eq!(book.len(), 3);
 }
 
 #[tokio::test]

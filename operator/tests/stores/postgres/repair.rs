@@ -122,14 +122,18 @@ async fn what_was_changed_by_hand_is_put_right() {
         "COMMENT ON DATABASE cell_drift IS 'orders of the cell'",
         "COMMENT ON SCHEMA titan IS NULL",
         "COMMENT ON SCHEMA titan IS 'titan.dev id=older sql=older'",
-        "DROP FUNCTION titan.fence",
-        "DROP TABLE titan.ownership",
+        "DROP PROCEDURE titan.fence",
+        "DROP FUNCTION titan.give_up",
+        "DROP FUNCTION titan.begin_change",
+        "DROP TABLE titan.ranges",
         "DROP SCHEMA titan CASCADE",
-        "GRANT EXECUTE ON FUNCTION titan.fence TO PUBLIC",
+        "GRANT EXECUTE ON PROCEDURE titan.fence TO PUBLIC",
         "REVOKE EXECUTE ON FUNCTION titan.guard FROM PUBLIC",
+        "REVOKE EXECUTE ON FUNCTION titan.reopen FROM PUBLIC",
+        "GRANT EXECUTE ON FUNCTION titan.give_up TO PUBLIC",
         "GRANT CREATE ON SCHEMA titan TO PUBLIC",
         "REVOKE USAGE ON SCHEMA titan FROM PUBLIC",
-        "REVOKE SELECT ON titan.ownership FROM PUBLIC",
+        "REVOKE SELECT ON titan.ranges FROM PUBLIC",
     ];
     for drift in drifts {
         let mut connection = connect(&server, database).await.unwrap();

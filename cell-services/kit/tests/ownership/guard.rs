@@ -1,152 +1,12 @@
-//! The guard of a data home, in PostgreSQL: what it lets through, what it refuses, and the race with a fence.
-
-#![allow(clippy::unwrap_used, reason = "a test")]
+//! What the guard lets through, what it refuses, and the race with a fence.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sqlx::postgres::{PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::Executor;
 
-const CELL: &str = "cell-001";
-
-struct Home {
-    pool: PgPool,
-    url: String,
-}
-
-impl Home {
-    async fn new() -> anyhow::Result<Self> {
-        let database = tokio::task::spawn_blocking(titan_testbed::postgres).await??;
-        let url = database.url();
-        let pool = PgPoolOptions::new()
-            .max_connections(40)
-            .connect(&url)
-            .await?;
-        sqlx::raw_sql(cell_kit::ownership::BOOTSTRAP_SQL)
-            .execute(&pool)
-            .await?;
-        sqlx::raw_sql(
-            "CREATE TABLE things (owner_id bigint NOT NULL, id uuid NOT NULL DEFAULT gen_random_uuid(), epoch bigint,
-                                  PRIMARY KEY (owner_id, id));
-             SELECT titan.protect('things');",
-        )
-        .execute(&pool)
-        .await?;
-        Ok(Home { pool, url })
-    }
-
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect(&self.url).await
-    }
-
-    async fn activate(&self, first: i64, last: i64, cell: &str, epoch: i64) -> Result<(), String> {
-        sqlx::query("SELECT titan.activate($1, $2, $3, $4)")
-            .bind(first)
-            .bind(last)
-            .bind(cell)
-            .bind(epoch)
-            .execute(&self.pool)
-            .await
-            .map(|_| ())
-            .map_err(|error| code(&error))
-    }
-
-    async fn fence(&self, first: i64, last: i64, epoch: i64) -> Result<(), String> {
-        sqlx::query("SELECT titan.fence($1, $2, $3)")
-            .bind(first)
-            .bind(last)
-            .bind(epoch)
-            .execute(&self.pool)
-            .await
-            .map(|_| ())
-            .map_err(|error| code(&error))
-    }
-
-    async fn things(&self) -> anyhow::Result<i64> {
-        Ok(sqlx::query_scalar("SELECT count(*) FROM things")
-            .fetch_one(&self.pool)
-            .await?)
-    }
-
-    /// Waits until so many sessions wait for an advisory lock.
-    async fn wait_for_waiters(&self, at_least: i64) -> anyhow::Result<()> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            let waiting: i64 = sqlx::query_scalar(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'",
-            )
-            .fetch_one(&self.pool)
-            .await?;
-            if waiting >= at_least {
-                return Ok(());
-            }
-            anyhow::ensure!(
-                tokio::time::Instant::now() < deadline,
-                "{waiting} sessions wait for the lock, not {at_least}"
-            );
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-fn code(error: &sqlx::Error) -> String {
-    match error
-        .as_database_error()
-        .and_then(sqlx::error::DatabaseError::code)
-    {
-        Some(code) => code.into_owned(),
-        None => error.to_string(),
-    }
-}
-
-async fn guard(
-    connection: &mut PgConnection,
-    owner: i64,
-    cell: &str,
-    epoch: i64,
-) -> Result<(), String> {
-    sqlx::query("SELECT titan.guard($1, $2, $3)")
-        .bind(owner)
-        .bind(cell)
-        .bind(epoch)
-        .execute(connection)
-        .await
-        .map(|_| ())
-        .map_err(|error| code(&error))
-}
-
-async fn insert(connection: &mut PgConnection, owner: i64) -> Result<(), String> {
-    sqlx::query("INSERT INTO things (owner_id) VALUES ($1)")
-        .bind(owner)
-        .execute(connection)
-        .await
-        .map(|_| ())
-        .map_err(|error| code(&error))
-}
-
-/// Guard and insert in one transaction.
-async fn write(connection: &mut PgConnection, owner: i64, epoch: i64) -> Result<(), String> {
-    connection
-        .execute("BEGIN")
-        .await
-        .map_err(|error| code(&error))?;
-    let mut outcome = guard(connection, owner, CELL, epoch).await;
-    if outcome.is_ok() {
-        outcome = insert(connection, owner).await;
-    }
-    let end = if outcome.is_ok() {
-        "COMMIT"
-    } else {
-        "ROLLBACK"
-    };
-    connection
-        .execute(end)
-        .await
-        .map_err(|error| code(&error))?;
-    outcome
-}
+use crate::home::{CELL, Home, code, guard, insert, write};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_pass_the_guard_or_fail() -> anyhow::Result<()> {
@@ -182,15 +42,21 @@ async fn writes_pass_the_guard_or_fail() -> anyhow::Result<()> {
         "no guard at all"
     );
 
-    // The guard covers its range and no other, in both directions of an update.
+    // The guard covers its owner and no other, not even of the same range, in both directions of an update.
     session.execute("BEGIN").await?;
     guard(&mut session, 0, CELL, 5).await.unwrap();
-    insert(&mut session, 999).await.unwrap();
+    insert(&mut session, 0).await.unwrap();
     session.execute("SAVEPOINT before").await?;
-    assert_eq!(insert(&mut session, 1000).await, Err("TC002".into()));
+    assert_eq!(insert(&mut session, 999).await, Err("TC002".into()));
+    session.execute("ROLLBACK TO before").await?;
+    let taken = session
+        .execute("UPDATE things SET owner_id = 0 WHERE owner_id = 7")
+        .await
+        .unwrap_err();
+    assert_eq!(code(&taken), "TC002");
     session.execute("ROLLBACK TO before").await?;
     let moved = session
-        .execute("UPDATE things SET owner_id = 1000")
+        .execute("UPDATE things SET owner_id = 1 WHERE owner_id = 0")
         .await
         .unwrap_err();
     assert_eq!(code(&moved), "TC002");
@@ -211,7 +77,7 @@ async fn the_guard_does_not_outlive_its_transaction() -> anyhow::Result<()> {
 
     session.execute("BEGIN").await?;
     guard(&mut session, 1, CELL, 1).await.unwrap();
-    let setting: String = sqlx::query_scalar("SELECT current_setting('titan.guarded')")
+    let setting: String = sqlx::query_scalar("SELECT current_setting('titan.guarded_owners')")
         .fetch_one(&mut session)
         .await?;
     session.execute("COMMIT").await?;
@@ -221,7 +87,7 @@ async fn the_guard_does_not_outlive_its_transaction() -> anyhow::Result<()> {
         "the next transaction"
     );
     // Not even when somebody keeps the setting in the session.
-    sqlx::query("SELECT set_config('titan.guarded', $1, false)")
+    sqlx::query("SELECT set_config('titan.guarded_owners', $1, false)")
         .bind(&setting)
         .execute(&mut session)
         .await?;
@@ -246,7 +112,7 @@ async fn the_guard_does_not_outlive_its_transaction() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_ranges_may_be_guarded_and_the_last_key_counts() -> anyhow::Result<()> {
+async fn several_owners_may_be_guarded_up_to_256_and_the_last_key_counts() -> anyhow::Result<()> {
     let home = Home::new().await?;
     home.activate(0, 999, CELL, 1).await.unwrap();
     home.activate(i64::MAX - 9, i64::MAX, CELL, 1)
@@ -254,28 +120,37 @@ async fn two_ranges_may_be_guarded_and_the_last_key_counts() -> anyhow::Result<(
         .unwrap();
     let mut session = home.connect().await?;
     session.execute("BEGIN").await?;
-    guard(&mut session, i64::MAX, CELL, 1).await.unwrap();
-    guard(&mut session, 0, CELL, 1).await.unwrap();
-    for owner in [0, 999, i64::MAX - 9, i64::MAX] {
+    let owners = [0, 1, 12, 999, i64::MAX - 9, i64::MAX];
+    for owner in owners {
+        guard(&mut session, owner, CELL, 1).await.unwrap();
+    }
+    for owner in owners {
         insert(&mut session, owner).await.unwrap();
     }
-    session.execute("SAVEPOINT before").await?;
-    assert_eq!(
-        insert(&mut session, i64::MAX - 10).await,
-        Err("TC002".into())
-    );
-    session.execute("ROLLBACK TO before").await?;
+    // Neither a part of a noted number nor one of its neighbours.
+    for owner in [2, 9, 99, 121, i64::MAX - 8] {
+        session.execute("SAVEPOINT before").await?;
+        assert_eq!(insert(&mut session, owner).await, Err("TC002".into()));
+        session.execute("ROLLBACK TO before").await?;
+    }
     session.execute("COMMIT").await?;
-    assert_eq!(home.things().await?, 4);
+    assert_eq!(home.things().await?, 6);
 
+    session.execute("BEGIN").await?;
+    for owner in 0..256 {
+        guard(&mut session, owner, CELL, 1).await.unwrap();
+    }
+    guard(&mut session, 255, CELL, 1).await.unwrap();
     assert_eq!(
-        home.activate(500, 600, CELL, 9).await,
-        Err("23P01".into()),
-        "ranges must not overlap"
+        guard(&mut session, 256, CELL, 1).await,
+        Err("TC003".into()),
+        "one owner too many"
     );
+    session.execute("ROLLBACK").await?;
     assert_eq!(
-        home.activate(i64::MAX, i64::MAX, CELL, 9).await,
-        Err("23P01".into())
+        guard(&mut session, -1, CELL, 1).await,
+        Err("TC003".into()),
+        "no key"
     );
     Ok(())
 }
@@ -324,57 +199,17 @@ async fn epochs_only_grow_and_repetition_is_harmless() -> anyhow::Result<()> {
     home.fence(0, 9, 6).await.unwrap();
     assert_eq!(home.activate(0, 9, CELL, 5).await, Err("TC004".into()));
     home.activate(0, 9, "cell-002", 6).await.unwrap();
+    assert_eq!(
+        home.activate(0, 9, CELL, 7).await,
+        Err("TC004".into()),
+        "active for another cell: it has to be fenced first"
+    );
+    home.fence(0, 9, 7).await.unwrap();
     home.activate(0, 9, CELL, 7).await.unwrap();
-    let row: (String, i64, String) =
-        sqlx::query_as("SELECT cell, epoch, state FROM titan.ownership")
-            .fetch_one(&home.pool)
-            .await?;
+    let row: (String, i64, String) = sqlx::query_as("SELECT cell, epoch, state FROM titan.ranges")
+        .fetch_one(&home.pool)
+        .await?;
     assert_eq!(row, (CELL.to_owned(), 7, "active".to_owned()));
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_waited_for_a_fence_sees_it() -> anyhow::Result<()> {
-    let home = Home::new().await?;
-    home.activate(0, 999, CELL, 1).await.unwrap();
-    let mut operator = home.connect().await?;
-    operator.execute("BEGIN").await?;
-    operator.execute("SELECT titan.fence(0, 999, 2)").await?;
-    let mut session = home.connect().await?;
-    let writer = tokio::spawn(async move { write(&mut session, 1, 1).await });
-    home.wait_for_waiters(1).await?;
-    operator.execute("COMMIT").await?;
-    assert_eq!(writer.await?, Err("TC001".into()));
-    assert_eq!(home.things().await?, 0);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_fence_waits_for_writers_that_passed() -> anyhow::Result<()> {
-    let home = Home::new().await?;
-    home.activate(0, 999, CELL, 1).await.unwrap();
-    let mut session = home.connect().await?;
-    session.execute("BEGIN").await?;
-    guard(&mut session, 1, CELL, 1).await.unwrap();
-    insert(&mut session, 1).await.unwrap();
-
-    let mut operator = home.connect().await?;
-    let fence = tokio::spawn(async move {
-        operator
-            .execute("SELECT titan.fence(0, 999, 2)")
-            .await
-            .map(|_| ())
-    });
-    home.wait_for_waiters(1).await?;
-    // Who comes after the fence waits behind it, and is refused.
-    let mut late = home.connect().await?;
-    let late = tokio::spawn(async move { write(&mut late, 2, 1).await });
-    home.wait_for_waiters(2).await?;
-    assert!(!fence.is_finished());
-    session.execute("COMMIT").await?;
-    fence.await??;
-    assert_eq!(late.await?, Err("TC001".into()));
-    assert_eq!(home.things().await?, 1, "the writer that passed is kept");
     Ok(())
 }
 
