@@ -6,5 +6,6 @@ mod failpoint;
 mod fence;
 mod guard;
 mod home;
+mod retry;
 mod stress;
 mod upgrade;

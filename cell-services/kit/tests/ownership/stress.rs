@@ -810,7 +810,7 @@ async fn churn(run: Arc<Run>) -> anyhow::Result<()> {
             Ok((what, true)) => run.count(what),
             Ok((_, false)) => {}
             Err(error) if matches!(&*code(&error), "TC004" | "TC005") => {
-                run.count("change refused")
+                run.count("change refused");
             }
             Err(error) => run.violation(format!("a change of rows failed: {error}")),
         }
@@ -932,7 +932,7 @@ async fn run(
         tokio::spawn(churn(run.clone())),
         tokio::spawn(verifier(run.clone())),
     ];
-    let (writers, bystanders) = if focused { (12, 0) } else { (20, 3) };
+    let (writers, bystanders): (i64, i64) = if focused { (12, 0) } else { (20, 3) };
     for (id, role) in (0..writers)
         .map(|id| (id, Role::Writer))
         .chain((100..100 + bystanders).map(|id| (id, Role::Bystander)))
@@ -1033,7 +1033,7 @@ fn report(run: &Run, took: Duration, server: &Postgres, databases: &[String]) ->
         .values()
         .map(|(first, last)| ms(last.duration_since(*first)))
         .collect();
-    let longest = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let longest = |values: &[f64]| values.iter().copied().fold(0.0_f64, f64::max);
     let count = |name: &str| seen.counts.get(name).copied().unwrap_or_default();
     let (fences, committed) = (count("fences"), count("committed"));
     let mut text = format!(

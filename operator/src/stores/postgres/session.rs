@@ -31,7 +31,7 @@ pub(crate) enum Opened {
 
 /// A write: what it is called in the ledger, and its statements, which take effect together or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Step {
+pub(crate) struct Step {
     pub verb: &'static str,
     pub target: String,
     pub sql: String,

@@ -1,6 +1,6 @@
 //! Which database it is, and whom it is for.
 
-use titan_operator::stores::postgres::{Claim, Database, activate, drop_database, ensure};
+use titan_operator::stores::postgres::{Change, Claim, Database, change, drop_database, ensure};
 use titan_planner::cell::ServerCredentials;
 use titan_routing::{Epoch, Key, KeyRange};
 use uuid::Uuid;
@@ -84,9 +84,14 @@ async fn a_database_is_for_the_cells_of_one_cluster() {
 
     // Taken over once, and not by a routing table that is older than the data.
     let keys = KeyRange::new(Key::new(0).unwrap(), Key::new(9).unwrap()).unwrap();
-    activate(&server, name, keys, "cell", Epoch(5), &book)
-        .await
-        .unwrap();
+    change(
+        &server,
+        name,
+        Change::Activate(keys, "cell", Epoch(5)),
+        &book,
+    )
+    .await
+    .unwrap();
     let heir = |epoch| Claim {
         instead_of: Some(&of_a),
         epoch: Epoch(epoch),
