@@ -454,22 +454,20 @@ impl Writer {
             Kind::Long => self.random.pause(300, 1_500).await,
             _ => {}
         }
-        if kind == Kind::Neighbour {
-            let neighbour = (key + self.random.between(1, 3)).min(KEYS - 1);
-            if neighbour != key {
-                rows[0].0 = neighbour;
-                if let Err(error) = self.insert(home, neighbour, rows[0].1).await {
-                    if code(&error) != "TC002" {
-                        return Err(other(error));
-                    }
-                    self.sessions[home]
-                        .execute("ROLLBACK")
-                        .await
-                        .map_err(other)?;
-                    return Ok(End::Nothing);
+        let neighbour = (key + self.random.between(1, 3)).min(KEYS - 1);
+        if kind == Kind::Neighbour && neighbour != key {
+            rows[0].0 = neighbour;
+            if let Err(error) = self.insert(home, neighbour, rows[0].1).await {
+                if code(&error) != "TC002" {
+                    return Err(other(error));
                 }
-                // Only where the guard is broken on purpose: it is committed, and the count of rows tells.
+                self.sessions[home]
+                    .execute("ROLLBACK")
+                    .await
+                    .map_err(other)?;
+                return Ok(End::Nothing);
             }
+            // Only where the guard is broken on purpose. It is committed, and the count of rows tells.
         } else {
             for (key, epoch) in rows.clone() {
                 self.insert(home, key, epoch).await.map_err(other)?;
