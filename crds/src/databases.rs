@@ -85,7 +85,7 @@ impl RedisTopology {
 #[serde(rename_all = "camelCase")]
 pub struct ExternalServer {
     /// A Secret in the operator's namespace with `host`, `port` and, where the server wants them, `username`,
-    /// `password` and `sslmode`.
+    /// `password`, `sslmode` and `ca.crt`. Its annotation `titan.dev/for-cells` names the cells that may use it.
     #[schemars(length(min = 1, max = 253))]
     pub secret_name: String,
 }

@@ -143,11 +143,13 @@ fn of_cell(
         username: "administrator".to_owned(),
         password: password(),
         sslmode: "disable".to_owned(),
+        ca: String::new(),
     };
     let credentials = Credentials {
         postgres: server(5432),
         redis: server(6379),
         replication_password: password(),
+        salt: password(),
         services: valid
             .schemas
             .iter()

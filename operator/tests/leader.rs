@@ -263,6 +263,7 @@ async fn a_leader_that_was_suspended_writes_to_no_store() {
         username: database.user,
         password: database.password,
         sslmode: "disable".to_owned(),
+        ca: String::new(),
     };
     let kafka = KafkaAdmin::new(kafka.bootstrap()).unwrap();
     let topic = |name: &str| KafkaTopic {

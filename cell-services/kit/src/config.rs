@@ -132,6 +132,9 @@ pub struct PostgresConfig {
         default_value = "prefer"
     )]
     pub sslmode: String,
+    /// Certificates in PEM that verify-ca and verify-full trust instead of the public ones.
+    #[arg(id = "pg_ca", long = "pg-ca", env = "TITAN_DB_CA", default_value = "")]
+    pub ca: String,
     /// The service's schema.
     #[arg(
         id = "pg_schema",
@@ -169,7 +172,7 @@ pub struct PostgresConfig {
 /// How to reach Redis.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RedisConfig {
-    /// Addresses, separated by commas.
+    /// Addresses, separated by commas: `redis://host:port`, or `rediss://` with TLS.
     #[arg(
         id = "redis_addrs",
         long = "redis-addrs",
@@ -181,6 +184,22 @@ pub struct RedisConfig {
     /// Whether the addresses are nodes of a Redis Cluster.
     #[arg(id = "redis_cluster", long = "redis-cluster", env = "TITAN_REDIS_CLUSTER", default_value_t = false, action = clap::ArgAction::Set)]
     pub cluster: bool,
+    /// The user, where the server has more than the default one.
+    #[arg(
+        id = "redis_username",
+        long = "redis-username",
+        env = "TITAN_REDIS_USERNAME",
+        default_value = ""
+    )]
+    pub username: String,
+    /// Certificates in PEM that are trusted instead of the public ones, where the address is `rediss://`.
+    #[arg(
+        id = "redis_ca",
+        long = "redis-ca",
+        env = "TITAN_REDIS_CA",
+        default_value = ""
+    )]
+    pub ca: String,
     /// The password.
     #[arg(
         id = "redis_password",

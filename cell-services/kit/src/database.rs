@@ -75,6 +75,9 @@ pub fn connect_options(postgres: &PostgresConfig) -> Result<PgConnectOptions, Co
         .ssl_mode(postgres.ssl_mode()?)
         // Quoted, for `user` and `order` are reserved words.
         .options([("search_path", format!("\"{}\"", postgres.schema))]);
+    if !postgres.ca.is_empty() {
+        options = options.ssl_root_cert_from_pem(postgres.ca.clone().into_bytes());
+    }
     if !postgres.password.reveal().is_empty() {
         options = options.password(postgres.password.reveal());
     }

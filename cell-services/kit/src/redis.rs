@@ -8,7 +8,10 @@ use std::time::Duration;
 use ::redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use ::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use ::redis::cluster_async::ClusterConnection;
-use ::redis::{Client, Cmd, IntoConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
+use ::redis::{
+    Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError,
+    RedisFuture, TlsCertificates, Value,
+};
 use titan_routing::Key;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -78,6 +81,10 @@ pub enum RedisConnection {
     Cluster(ClusterConnection),
 }
 
+fn is_tls(info: &ConnectionInfo) -> bool {
+    matches!(info.addr(), ConnectionAddr::TcpTls { .. })
+}
+
 impl Redis {
     /// A client that connects when it is first used, or in the background. Must be called within a tokio runtime.
     ///
@@ -91,20 +98,30 @@ impl Redis {
             .map(|address| {
                 let info = address.as_str().into_connection_info()?;
                 let mut settings = info.redis_settings().clone();
+                if !config.username.is_empty() {
+                    settings = settings.set_username(&config.username);
+                }
                 if !password.is_empty() {
                     settings = settings.set_password(password);
                 }
                 Ok(info.set_redis_settings(settings))
             })
             .collect::<Result<Vec<_>, RedisError>>()?;
+        let certificates = TlsCertificates {
+            client_tls: None,
+            root_cert: (!config.ca.is_empty()).then(|| config.ca.clone().into_bytes()),
+        };
         let kind = if config.cluster {
-            let client = ClusterClientBuilder::new(infos)
+            let tls = infos.iter().any(is_tls);
+            let mut client = ClusterClientBuilder::new(infos)
                 .connection_timeout(CONNECT)
                 .response_timeout(ANSWER)
                 .retries(3)
-                .max_retry_wait(200)
-                .build()?;
-            Kind::Cluster(std::sync::Arc::new(Cluster::connect(client)))
+                .max_retry_wait(200);
+            if tls {
+                client = client.certs(certificates);
+            }
+            Kind::Cluster(std::sync::Arc::new(Cluster::connect(client.build()?)))
         } else {
             let info = infos.into_iter().next().ok_or_else(|| {
                 RedisError::from((
@@ -117,10 +134,12 @@ impl Redis {
                 .set_response_timeout(Some(ANSWER))
                 .set_number_of_retries(1)
                 .set_max_delay(Duration::from_millis(200));
-            Kind::Single(ConnectionManager::new_lazy_with_config(
-                Client::open(info)?,
-                settings,
-            )?)
+            let client = if is_tls(&info) {
+                Client::build_with_tls(info, certificates)?
+            } else {
+                Client::open(info)?
+            };
+            Kind::Single(ConnectionManager::new_lazy_with_config(client, settings)?)
         };
         Ok(Redis { kind })
     }

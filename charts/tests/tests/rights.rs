@@ -250,7 +250,7 @@ fn live(scene: &Scene) {
     let database = titan_testbed::postgres().unwrap();
     let redis = titan_testbed::redis().unwrap();
     let kafka = titan_testbed::kafka().unwrap();
-    let secret = |name: &str, data: &Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE}, "stringData": data});
+    let secret = |name: &str, data: &Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE, "annotations": {"titan.dev/for-cells": "*"}}, "stringData": data});
     scene.apply(&secret(
         "postgres",
         &json!({
@@ -262,6 +262,7 @@ fn live(scene: &Scene) {
         "redis",
         &json!({
             "host": redis.host(), "port": redis.port().to_string(), "password": Redis::PASSWORD,
+            "sslmode": "disable",
         }),
     ));
     let external = json!({

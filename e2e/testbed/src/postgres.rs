@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::pki::{Authority, Subject};
 use crate::process::{self, Server, Spec};
 use crate::{Error, Result, cache};
 
@@ -30,6 +31,7 @@ pub struct Postgres {
     server: Server,
     port: u16,
     data: PathBuf,
+    ca: Option<String>,
 }
 
 /// A database and how to reach it as superuser.
@@ -67,10 +69,15 @@ impl Database {
 impl Postgres {
     /// Starts a server of one's own; it stops when dropped.
     pub fn start() -> Result<Self> {
-        process::retrying(Self::start_once)
+        process::retrying(|| Self::start_once(false))
     }
 
-    fn start_once() -> Result<Self> {
+    /// Starts a server that takes no connection over TCP without TLS, under the name `localhost`.
+    pub fn start_with_tls() -> Result<Self> {
+        process::retrying(|| Self::start_once(true))
+    }
+
+    fn start_once(tls: bool) -> Result<Self> {
         let server = cache::postgres_executable("postgres")?;
         let dir = process::data_dir("postgres", USER)?;
         let data = dir.join("data");
@@ -105,10 +112,33 @@ impl Postgres {
             "max_prepared_transactions=20".to_owned(),
             "shared_buffers=64MB".to_owned(),
         ];
+        let mut ca = None;
+        let mut tls_settings = Vec::new();
+        if tls {
+            let folder = process::data_dir("postgres-pki", None)?;
+            let authority = Authority::create(&folder)?;
+            let pair = authority.sign(
+                "server",
+                &Subject {
+                    name: "postgres",
+                    dns: vec!["localhost".to_owned()],
+                    ..Subject::default()
+                },
+            )?;
+            ca = Some(read(&authority.certificate())?);
+            // The server refuses a key that others could read, and has a user of its own.
+            for (from, to) in [(&pair.certificate, "server.crt"), (&pair.key, "server.key")] {
+                process::write_as(USER, &data.join(to), &read(from)?)?;
+            }
+            let local = "local all all scram-sha-256\nhostssl all all all scram-sha-256\n";
+            process::write_as(USER, &data.join("pg_hba.conf"), local)?;
+            tls_settings.push("ssl=on".to_owned());
+        }
         let mut args = vec!["-D".to_owned(), data_arg];
         args.extend(
             settings
                 .into_iter()
+                .chain(tls_settings)
                 .flat_map(|setting| ["-c".to_owned(), setting]),
         );
         let mut server = Server::start(Spec {
@@ -131,7 +161,12 @@ impl Postgres {
             )
             .is_ok()
         })?;
-        Ok(Self { server, port, data })
+        Ok(Self {
+            server,
+            port,
+            data,
+            ca,
+        })
     }
 
     /// Makes a fresh, empty database.
@@ -180,6 +215,12 @@ impl Postgres {
         )
     }
 
+    /// The authority that signed the server's certificate, as PEM; None without TLS.
+    #[must_use]
+    pub fn ca(&self) -> Option<&str> {
+        self.ca.as_deref()
+    }
+
     /// The process, to signal or crash it.
     pub fn server(&mut self) -> &mut Server {
         &mut self.server
@@ -190,4 +231,8 @@ impl Postgres {
     pub fn data_dir(&self) -> &std::path::Path {
         &self.data
     }
+}
+
+fn read(path: &std::path::Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(Error::io(format!("read {}", path.display())))
 }

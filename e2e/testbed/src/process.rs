@@ -262,6 +262,20 @@ pub fn data_dir(server: &str, user: Option<&str>) -> Result<PathBuf> {
         SERIAL.fetch_add(1, Ordering::Relaxed)
     ));
     create_dir(&dir)?;
+    give_to(user, &dir)?;
+    Ok(dir)
+}
+
+/// Writes a file that only `user` may read, where we are root, and else only we.
+pub fn write_as(user: Option<&str>, path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(Error::io(format!("write {}", path.display())))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .map_err(Error::io(format!("close {}", path.display())))?;
+    give_to(user, path)
+}
+
+/// Makes `user` the owner of a file or folder, where we are root.
+fn give_to(user: Option<&str>, path: &Path) -> Result<()> {
     if let Some(user) = user
         && Uid::effective().is_root()
     {
@@ -272,10 +286,10 @@ pub fn data_dir(server: &str, user: Option<&str>) -> Result<PathBuf> {
                 what: format!("the system user {user}"),
                 path: PathBuf::from("/etc/passwd"),
             })?;
-        std::os::unix::fs::chown(&dir, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))
-            .map_err(Error::io(format!("give {} to {user}", dir.display())))?;
+        std::os::unix::fs::chown(path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))
+            .map_err(Error::io(format!("give {} to {user}", path.display())))?;
     }
-    Ok(dir)
+    Ok(())
 }
 
 fn create_dir(path: &Path) -> Result<()> {

@@ -50,6 +50,7 @@ fn what_is_rendered_holds_no_password() {
         &credentials.postgres.password,
         &credentials.redis.password,
         &credentials.replication_password,
+        &credentials.salt,
     ];
     for secret in secrets.into_iter().chain(credentials.services.values()) {
         let encoded = serde_json::to_value(k8s_openapi::ByteString(secret.clone().into_bytes()));

@@ -380,11 +380,13 @@ fn built(cell: &Value, profile: &Value, fleet: &Value) -> Result<Desired, String
         username: "admin".to_owned(),
         password: "secret".to_owned(),
         sslmode: String::new(),
+        ca: String::new(),
     };
     let credentials = Credentials {
         postgres: server(),
         redis: server(),
         replication_password: "secret".to_owned(),
+        salt: "salt".to_owned(),
         services: valid
             .schemas
             .iter()

@@ -166,6 +166,7 @@ impl World {
                     "host": servers.redis.host(),
                     "port": servers.redis.port().to_string(),
                     "password": Redis::PASSWORD,
+                    "sslmode": "disable",
                 }),
             )
             .await;
@@ -183,13 +184,17 @@ impl World {
             username: server.user.clone(),
             password: server.password.clone(),
             sslmode: "disable".to_owned(),
+            ca: String::new(),
         }
     }
 
     async fn secret(&self, suffix: &str, data: &Value) {
         let body = json!({
             "apiVersion": "v1", "kind": "Secret",
-            "metadata": {"name": format!("{}-{suffix}", self.name)},
+            "metadata": {
+                "name": format!("{}-{suffix}", self.name),
+                "annotations": {"titan.dev/for-cells": format!("{}-*", self.name)},
+            },
             "stringData": data,
         });
         let api: Api<k8s_openapi::api::core::v1::Secret> =
@@ -209,6 +214,31 @@ impl World {
                 &format!("{}-postgres", self.name),
                 &PatchParams::default(),
                 &Patch::Merge(json!({"stringData": data})),
+            )
+            .await
+            .unwrap();
+    }
+
+    /// Says in a Secret of the world for which cells its server is.
+    pub async fn annotate_secret(&self, suffix: &str, for_cells: Option<&str>) {
+        let annotations = json!({"metadata": {"annotations": {"titan.dev/for-cells": for_cells}}});
+        Api::<k8s_openapi::api::core::v1::Secret>::namespaced(self.client.clone(), SYSTEM)
+            .patch(
+                &format!("{}-{suffix}", self.name),
+                &PatchParams::default(),
+                &Patch::Merge(annotations),
+            )
+            .await
+            .unwrap();
+    }
+
+    /// Changes the status of a cell.
+    pub async fn patch_cell_status(&self, number: i64, status: Value) {
+        Api::<Cell>::all(self.client.clone())
+            .patch_status(
+                &self.cell_name(number),
+                &PatchParams::default(),
+                &Patch::Merge(status),
             )
             .await
             .unwrap();

@@ -21,6 +21,7 @@ mod essence;
 mod fields;
 mod foreign;
 mod harness;
+mod homes;
 mod lifecycle;
 mod observer;
 mod outside;

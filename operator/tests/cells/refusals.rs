@@ -367,13 +367,7 @@ async fn names_that_are_the_systems_are_refused_by_the_apiserver() {
         assert!(refused.contains("this name"), "{name}: {refused}");
     }
     let profiles = Api::<ServiceProfile>::all(world.client.clone());
-    for name in [
-        "default",
-        "redis-nodes",
-        "postgres-2",
-        "titan",
-        "pg-x",
-    ] {
+    for name in ["default", "redis-nodes", "postgres-2", "titan", "pg-x"] {
         let mut profile = world.profile();
         profile["metadata"]["name"] = json!("reserved-dry");
         profile["spec"]["services"][0]["name"] = json!(name);

@@ -10,6 +10,7 @@ use titan_operator::ledger::{GatedLedger, Ledger};
 use titan_operator::run::leadership::WriteGate;
 use titan_operator::stores::StoreError;
 use titan_operator::stores::redis::{RedisReport, ensure_cluster, ensure_single};
+use titan_planner::cell::ServerCredentials;
 use titan_testbed::Redis;
 use titan_testbed::process::{self, Server, Spec};
 
@@ -233,31 +234,83 @@ impl Cluster {
     }
 }
 
+fn server(host: &str, port: u16, password: &str) -> ServerCredentials {
+    ServerCredentials {
+        host: host.to_owned(),
+        port,
+        username: String::new(),
+        password: password.to_owned(),
+        sslmode: "disable".to_owned(),
+        ca: String::new(),
+    }
+}
+
 #[tokio::test]
 async fn a_single_server_is_pinged() {
-    let redis = Redis::start().unwrap();
-    let address = format!("127.0.0.1:{}", redis.port());
-    ensure_single(&address, Redis::PASSWORD).await.unwrap();
-    let wrong = ensure_single(&address, "wrong").await.unwrap_err();
+    let mut redis = Redis::start().unwrap();
+    let local = |password| server("127.0.0.1", redis.port(), password);
+    let right = local(Redis::PASSWORD);
+    ensure_single(&right).await.unwrap();
+    let wrong = ensure_single(&local("wrong")).await.unwrap_err();
     assert_eq!(wrong.category(), "auth", "{wrong}");
-    let none = ensure_single(&address, "").await.unwrap_err();
+    let none = ensure_single(&local("")).await.unwrap_err();
     assert_eq!(none.category(), "auth", "{none}");
-    let nobody = format!("127.0.0.1:{}", process::free_port().unwrap());
+    let nobody = server("127.0.0.1", process::free_port().unwrap(), "");
     let started = Instant::now();
-    let away = ensure_single(&nobody, "").await.unwrap_err();
+    let away = ensure_single(&nobody).await.unwrap_err();
     assert_eq!(away.category(), "unreachable", "{away}");
-    let nowhere = ensure_single("redis.cell-001.invalid:6379", "")
-        .await
-        .unwrap_err();
+    let nowhere = server("redis.cell-001.invalid", 6379, "");
+    let nowhere = ensure_single(&nowhere).await.unwrap_err();
     assert_eq!(nowhere.category(), "unreachable", "{nowhere}");
-    redis_hangs(&address, redis).await;
+    redis.server().signal(Signal::SIGSTOP).unwrap();
+    let frozen = ensure_single(&right).await.unwrap_err();
+    assert_eq!(frozen.category(), "unreachable", "{frozen}");
     assert!(started.elapsed() < Duration::from_secs(30));
 }
 
-async fn redis_hangs(address: &str, mut redis: Redis) {
-    redis.server().signal(Signal::SIGSTOP).unwrap();
-    let frozen = ensure_single(address, Redis::PASSWORD).await.unwrap_err();
-    assert_eq!(frozen.category(), "unreachable", "{frozen}");
+#[tokio::test]
+async fn a_server_with_tls_and_users_gets_both() {
+    let redis = Redis::start_with_tls().unwrap();
+    let right = ServerCredentials {
+        username: Redis::USER.to_owned(),
+        sslmode: "verify-full".to_owned(),
+        ca: redis.ca().unwrap().to_owned(),
+        ..server("localhost", redis.port(), Redis::USER_PASSWORD)
+    };
+    ensure_single(&right).await.unwrap();
+
+    let nobody = ServerCredentials {
+        username: "nobody".to_owned(),
+        ..right.clone()
+    };
+    let default = ServerCredentials {
+        username: String::new(),
+        ..right.clone()
+    };
+    for stranger in [nobody, default] {
+        let refused = ensure_single(&stranger).await.unwrap_err();
+        assert_eq!(refused.category(), "auth", "{refused}");
+    }
+    let untrusted = ServerCredentials {
+        ca: String::new(),
+        ..right.clone()
+    };
+    let misnamed = ServerCredentials {
+        host: "127.0.0.1".to_owned(),
+        ..right.clone()
+    };
+    for wrong in [untrusted, misnamed] {
+        let refused = ensure_single(&wrong).await.unwrap_err();
+        assert!(
+            refused.to_string().contains("ca.crt in the Secret"),
+            "{refused}"
+        );
+    }
+    let plain = ServerCredentials {
+        sslmode: "disable".to_owned(),
+        ..right
+    };
+    ensure_single(&plain).await.unwrap_err();
 }
 
 #[tokio::test]

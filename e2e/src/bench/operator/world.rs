@@ -83,7 +83,7 @@ impl World {
             catalog::REDIS_SECRET,
             &json!({
                 "host": world.redis.host(), "port": world.redis.port().to_string(),
-                "password": Redis::PASSWORD,
+                "password": Redis::PASSWORD, "sslmode": "disable",
             }),
         )?;
         let profile = serde_json::to_string(&catalog::profile(databases))?;
@@ -95,7 +95,8 @@ impl World {
     fn secret(&self, name: &str, data: &Value) -> Result<()> {
         let secret = json!({
             "apiVersion": "v1", "kind": "Secret",
-            "metadata": { "name": name, "namespace": SYSTEM }, "stringData": data,
+            "metadata": { "name": name, "namespace": SYSTEM, "annotations": { "titan.dev/for-cells": "*" } },
+            "stringData": data,
         });
         self.apply(name, &secret.to_string())
     }

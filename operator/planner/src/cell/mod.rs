@@ -6,6 +6,7 @@ mod model;
 pub mod names;
 pub mod quantity;
 mod render;
+mod server;
 mod validate;
 
 pub use build::{
@@ -16,6 +17,7 @@ pub use model::{
     ServiceSchema, StoreStorage, ValidatedCell, ValidatedService,
 };
 pub use render::{render, render_objects};
+pub use server::{FOR_CELLS, Permission, Product, permission, read_server};
 pub use validate::{ExternalDatabase, NotValid, external_database, key_range, validate};
 
 pub use crate::object::{covers, drift};

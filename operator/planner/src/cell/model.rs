@@ -175,6 +175,9 @@ pub struct Credentials {
     pub replication_password: String,
     /// The PostgreSQL password of each service, by service name.
     pub services: BTreeMap<String, String>,
+    /// What checksums over Secrets begin with. They stand in pod templates, which more people may read than Secrets: without
+    /// it, a password that a person chose could be guessed from its checksum.
+    pub salt: String,
 }
 
 /// Where a server is and how to log in.
@@ -190,6 +193,19 @@ pub struct ServerCredentials {
     pub password: String,
     /// libpq's sslmode.
     pub sslmode: String,
+    /// Certificates in PEM that are trusted instead of the public ones, where any are.
+    pub ca: String,
+}
+
+impl ServerCredentials {
+    /// Whether nothing is sent to the server but over TLS.
+    #[must_use]
+    pub fn demands_tls(&self) -> bool {
+        matches!(
+            self.sslmode.as_str(),
+            "require" | "verify-ca" | "verify-full"
+        )
+    }
 }
 
 impl std::fmt::Debug for Credentials {

@@ -58,6 +58,10 @@ pub const REDIS_NODES: &str = "redis-nodes";
 pub const REDIS_AUTH: &str = "redis-auth";
 /// The ConfigMap with Redis's configuration.
 pub const REDIS_CONFIG: &str = "redis-config";
+/// The Secret with the salt of checksums.
+pub const CHECKSUM_SALT: &str = "checksum-salt";
+/// The key in it.
+pub const SALT: &str = "salt";
 /// The ConfigMap with the environment of all services.
 pub const CELL_ENVIRONMENT: &str = "cell-environment";
 

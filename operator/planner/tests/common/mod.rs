@@ -113,6 +113,7 @@ pub fn credentials(cell: &ValidatedCell) -> Credentials {
             username: "admin".to_owned(),
             password: "admin-secret".to_owned(),
             sslmode: "require".to_owned(),
+            ca: String::new(),
         },
         redis: ServerCredentials {
             host: "redis.example.com".to_owned(),
@@ -120,8 +121,10 @@ pub fn credentials(cell: &ValidatedCell) -> Credentials {
             username: String::new(),
             password: "redis-secret".to_owned(),
             sslmode: String::new(),
+            ca: String::new(),
         },
         replication_password: "replication-secret".to_owned(),
+        salt: "salt-secret".to_owned(),
         services: cell
             .schemas
             .iter()

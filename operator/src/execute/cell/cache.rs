@@ -19,8 +19,7 @@ pub(super) async fn ensure(
     };
     match topology {
         RedisTopology::Single => {
-            let address = format!("{}:{}", server.host, server.port);
-            redis::ensure_single(&address, &server.password).await?;
+            redis::ensure_single(server).await?;
             Ok(Vec::new())
         }
         RedisTopology::Cluster => {

@@ -1,22 +1,22 @@
 //! The secrets of a cell: read where they exist, made where they do not.
 
-use std::collections::BTreeMap;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
+use kube::{Api, ResourceExt};
 use rand::distr::{Alphanumeric, SampleString};
 use serde_json::Value;
+use titan_planner::cell::names::{CELL_ENVIRONMENT, CHECKSUM_SALT, SALT};
 use titan_planner::cell::{
-    Credentials, PostgresPlan, RedisPlan, ServerCredentials, StoreStorage, ValidatedCell,
+    Credentials, FOR_CELLS, Permission, PostgresPlan, Product, RedisPlan, ServerCredentials,
+    StoreStorage, ValidatedCell, permission, read_server,
 };
 use titan_planner::object::{CELL_LABEL, Kind, MANAGED_BY, MANAGER};
 use titan_planner::status::Step;
 
 use crate::error::ReconcileError;
 use crate::execute::apply::LiveObjects;
+use crate::execute::cell::identity::quoted;
 use crate::execute::cell::postgres::POSTGRES;
 use crate::run::context::Context;
 use crate::stores::patroni::was_made;
@@ -53,9 +53,10 @@ pub(super) async fn read_or_generate(
             username: "postgres".to_owned(),
             password: keep_or_make(ADMIN, ADMIN_PASSWORD),
             sslmode: "disable".to_owned(),
+            ca: String::new(),
         },
         PostgresPlan::External { secret_name } => {
-            match external(context, secret_name, POSTGRES_PORT).await? {
+            match permitted(context, cell, live, secret_name, Product::Postgres).await? {
                 Ok(server) => server,
                 Err(step) => return Ok(Err(step)),
             }
@@ -68,11 +69,14 @@ pub(super) async fn read_or_generate(
             username: String::new(),
             password: keep_or_make("redis-auth", "password"),
             sslmode: "disable".to_owned(),
+            ca: String::new(),
         },
-        RedisPlan::External { secret_name } => match external(context, secret_name, 6379).await? {
-            Ok(server) => server,
-            Err(step) => return Ok(Err(step)),
-        },
+        RedisPlan::External { secret_name } => {
+            match permitted(context, cell, live, secret_name, Product::Redis).await? {
+                Ok(server) => server,
+                Err(step) => return Ok(Err(step)),
+            }
+        }
     };
     let services = cell
         .schemas
@@ -90,6 +94,7 @@ pub(super) async fn read_or_generate(
             PostgresPlan::External { .. } => String::new(),
         },
         services,
+        salt: keep_or_make(CHECKSUM_SALT, SALT),
     }))
 }
 
@@ -134,79 +139,121 @@ fn secret_value(live: &LiveObjects, secret: &str, key: &str) -> Option<String> {
     (!value.is_empty()).then_some(value)
 }
 
-/// Reads the Secret of an external server from the operator's own namespace.
+/// The server that a Secret in the operator's own namespace names, and which cells may use it.
+pub(super) struct ExternalServer {
+    pub(super) server: ServerCredentials,
+    for_cells: Option<String>,
+}
+
+impl ExternalServer {
+    pub(super) fn permission(&self, cell: &str) -> Permission {
+        permission(self.for_cells.as_deref(), cell)
+    }
+}
+
+/// Reads the Secret of an external server.
 pub(super) async fn external(
     context: &Context,
     name: &str,
-    default_port: u16,
-) -> Result<Result<ServerCredentials, Step>, ReconcileError> {
+    product: Product,
+) -> Result<Result<ExternalServer, Step>, ReconcileError> {
     let namespace = &context.system_namespace;
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
     let Some(secret) = secrets.get_opt(name).await? else {
         return Ok(Err(Step::failed(
             "ExternalSecretNotFound",
             format!(
-                "Secret {namespace}/{name} does not exist; create it with host, port, username and password"
+                "Secret {namespace}/{name} does not exist; create it with host, port, username and password, and the annotation {FOR_CELLS}"
             ),
         )));
     };
+    let for_cells = secret.annotations().get(FOR_CELLS).cloned();
     let data = secret.data.unwrap_or_default();
-    Ok(read_external(&data, default_port).map_err(|problem| {
-        Step::failed(
+    let data = data
+        .into_iter()
+        .map(|(key, value)| (key, value.0))
+        .collect();
+    Ok(match read_server(product, &data) {
+        Ok(server) => Ok(ExternalServer { server, for_cells }),
+        Err(problem) => Err(Step::failed(
             "ExternalSecretInvalid",
             format!("Secret {namespace}/{name}: {problem}"),
-        )
-    }))
+        )),
+    })
 }
 
-fn read_external(
-    data: &BTreeMap<String, ByteString>,
-    default_port: u16,
-) -> Result<ServerCredentials, String> {
-    let text = |key: &str| match data.get(key) {
-        None => Ok(None),
-        Some(ByteString(bytes)) => String::from_utf8(bytes.clone())
-            .map(|text| Some(text.trim_end_matches('\n').to_owned()))
-            .map_err(|_| format!("the value of {key} is not text")),
+/// The external server of a cell that may use it. A Secret from before there was the annotation goes on serving the cells
+/// that it serves.
+async fn permitted(
+    context: &Context,
+    cell: &ValidatedCell,
+    live: &LiveObjects,
+    secret: &str,
+    product: Product,
+) -> Result<Result<ServerCredentials, Step>, ReconcileError> {
+    let external = match external(context, secret, product).await? {
+        Ok(external) => external,
+        Err(step) => return Ok(Err(step)),
     };
-    let host = text("host")?
-        .filter(|host| !host.is_empty())
-        .ok_or("it has no host; add the server's name or address under host")?;
-    let port = match text("port")? {
-        None => default_port,
-        Some(port) => port
-            .parse()
-            .map_err(|_| format!("port `{port}` is no port number"))?,
+    let granted = match external.permission(&cell.name) {
+        Permission::Granted => true,
+        Permission::Withheld => false,
+        Permission::Unsaid => is_in_use(live, &external.server, product),
     };
-    Ok(ServerCredentials {
-        host,
-        port,
-        username: text("username")?.unwrap_or_default(),
-        password: text("password")?.unwrap_or_default(),
-        sslmode: text("sslmode")?.unwrap_or_else(|| "prefer".to_owned()),
-    })
+    if granted {
+        return Ok(Ok(external.server));
+    }
+    Ok(Err(not_permitted(context, &cell.name, secret, &external)))
+}
+
+/// What is said of a server that is not for the cell.
+pub(super) fn not_permitted(
+    context: &Context,
+    cell: &str,
+    secret: &str,
+    external: &ExternalServer,
+) -> Step {
+    let namespace = &context.system_namespace;
+    let (says, value) = match &external.for_cells {
+        None => (format!("has no annotation {FOR_CELLS}"), cell.to_owned()),
+        Some(said) => (
+            format!("is for other cells, by its annotation {FOR_CELLS}: {said:?}"),
+            format!("{said},{cell}"),
+        ),
+    };
+    Step::failed(
+        "ExternalSecretNotForCell",
+        format!(
+            "Secret {namespace}/{secret} {says}; name another, or let cell {cell} use its server: kubectl -n {namespace} annotate --overwrite secret {secret} {FOR_CELLS}={}",
+            quoted(&value)
+        ),
+    )
+}
+
+/// Whether the services of the cell have been given this server.
+fn is_in_use(live: &LiveObjects, server: &ServerCredentials, product: Product) -> bool {
+    let Some(environment) = live.get(Kind::ConfigMap, CELL_ENVIRONMENT) else {
+        return false;
+    };
+    let body = environment.body();
+    let says = |name: &str| {
+        body.pointer(&format!("/data/{name}"))
+            .and_then(Value::as_str)
+    };
+    let ServerCredentials { host, port, .. } = server;
+    match product {
+        Product::Postgres => {
+            says("PGHOST") == Some(host) && says("PGPORT") == Some(&port.to_string())
+        }
+        Product::Redis => ["redis", "rediss"]
+            .iter()
+            .any(|scheme| says("TITAN_REDIS_ADDRS") == Some(&format!("{scheme}://{host}:{port}"))),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn data(pairs: &[(&str, &str)]) -> BTreeMap<String, ByteString> {
-        pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), ByteString(value.as_bytes().to_vec())))
-            .collect()
-    }
-
-    #[test]
-    fn an_external_server_needs_a_host_and_a_sound_port() {
-        let server = read_external(&data(&[("host", "db\n"), ("port", "6432")]), 5432).unwrap();
-        assert_eq!((server.host.as_str(), server.port), ("db", 6432));
-        let no_host = read_external(&data(&[("port", "1")]), 5432).unwrap_err();
-        assert!(no_host.contains("host"), "{no_host}");
-        let bad_port = read_external(&data(&[("host", "db"), ("port", "x")]), 5432).unwrap_err();
-        assert!(bad_port.contains("`x`"), "{bad_port}");
-    }
 
     #[test]
     fn passwords_are_long_and_differ() {

@@ -12,7 +12,7 @@ use kube::runtime::controller::Action;
 use titan_crds::{Cell, CellStatus, ReclaimPolicy};
 use titan_planner::Observed;
 use titan_planner::assignment::recorded_rows;
-use titan_planner::cell::{ExternalDatabase, NotValid, external_database};
+use titan_planner::cell::{ExternalDatabase, NotValid, Permission, Product, external_database};
 use titan_planner::object::Kind;
 use titan_planner::status::{Step, deletion_status};
 
@@ -20,7 +20,7 @@ use crate::error::ReconcileError;
 use crate::execute::apply::{
     Compared, LiveObject, LiveObjects, ObjectClient, Scope, is_forbidden, prune,
 };
-use crate::execute::cell::credentials::{POSTGRES_PORT, external};
+use crate::execute::cell::credentials::{external, not_permitted};
 use crate::execute::cell::identity::recorded_database;
 use crate::execute::cell::postgres::POSTGRES;
 use crate::execute::cell::report;
@@ -256,10 +256,21 @@ async fn drop_external_database(
         id: recorded_database(cell),
         claim: Some(Claim::of(context.cluster().await?)),
     };
-    let server = external(context, &secret_name, POSTGRES_PORT).await?;
     let mend = format!(
         "Mend the server, or set the annotation {ABANDON_DATABASE}: \"true\" to leave the database"
     );
+    let server = match external(context, &secret_name, Product::Postgres).await? {
+        Ok(external) => match external.permission(&name) {
+            Permission::Granted => Ok(external.server),
+            Permission::Unsaid if known.id.is_some() => Ok(external.server),
+            // It was never used: the cell was refused because of it.
+            Permission::Unsaid | Permission::Withheld if known.id.is_none() => return Ok(None),
+            Permission::Unsaid | Permission::Withheld => {
+                Err(not_permitted(context, &name, &secret_name, &external))
+            }
+        },
+        Err(step) => Err(step),
+    };
     let dropped = match server {
         Ok(server) => postgres::drop_database(&server, known, context.ledger.as_ref())
             .await

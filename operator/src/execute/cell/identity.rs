@@ -2,11 +2,14 @@
 
 use kube::ResourceExt;
 use titan_crds::Cell;
+use titan_planner::cell::names::{CELL_ENVIRONMENT, POSTGRES};
 use titan_planner::cell::{PostgresPlan, StoreStorage, ValidatedCell};
+use titan_planner::object::Kind;
 use titan_planner::status::Step;
 use titan_routing::Epoch;
 
 use crate::error::ReconcileError;
+use crate::execute::apply::LiveObjects;
 use crate::run::context::Context;
 use crate::stores::postgres::Claim;
 use crate::stores::{Foreign, StoreError};
@@ -21,14 +24,23 @@ pub(super) fn recorded_database(cell: &Cell) -> Option<&str> {
 
 /// The database that holds the data, which must be there; `None` while there is none yet, where its storage was never meant
 /// to outlive its pods, and when a person gave it up.
-pub(super) fn known_database<'a>(cell: &'a Cell, valid: &ValidatedCell) -> Option<&'a str> {
-    let fleeting = matches!(
+pub(super) fn known_database<'a>(
+    cell: &'a Cell,
+    valid: &ValidatedCell,
+    live: &LiveObjects,
+) -> Option<&'a str> {
+    let ephemeral = matches!(
         &valid.postgres,
         PostgresPlan::Managed {
             storage: StoreStorage::Ephemeral { .. },
             ..
         }
     );
+    // What services were given last is where the data are: it is written once a database was found to be the cell's.
+    let environment = live.get(Kind::ConfigMap, CELL_ENVIRONMENT);
+    let host = environment.map(|it| it.body()["data"]["PGHOST"].clone());
+    let elsewhere = host.is_some_and(|host| host != POSTGRES);
+    let fleeting = ephemeral && !elsewhere;
     let known = recorded_database(cell)?;
     let given_up = cell.annotations().get(GIVE_UP_DATABASE);
     (!fleeting && given_up.is_none_or(|id| id != known)).then_some(known)
@@ -77,7 +89,7 @@ pub(super) fn not_ours(foreign: Foreign, error: &StoreError) -> Step {
 }
 
 /// For a shell. Who may comment on a schema has a say in it.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
-use titan_crds::{Cell, ConditionType, ServiceStatus};
+use titan_crds::{Cell, ConditionType, ReclaimPolicy, ServiceStatus};
 use titan_planner::Observed;
 use titan_planner::assignment::{Claim, claim as read_claim, recorded_rows, rows_of};
+use titan_planner::cell::names::CELL_ENVIRONMENT;
 use titan_planner::cell::{
     Credentials, Desired, NotValid, PostgresPlan, RedisPlan, ValidatedCell, build, build_namespace,
     validate,
@@ -359,7 +360,7 @@ impl Pass<'_> {
         rows: &[Assignment],
         progress: &mut Progress,
     ) -> Result<Option<Services>, ReconcileError> {
-        self.apply(|stage| *stage == Stage::Foundation).await?;
+        self.apply_foundation().await?;
         let managed = ManagedPostgres::of(
             self.valid,
             self.live,
@@ -371,12 +372,8 @@ impl Pass<'_> {
             None => Members::default(),
         };
         self.apply_stores(members.set.as_ref()).await?;
-        prune(
-            self.scope(),
-            &self.desired.objects,
-            self.valid.reclaim_policy,
-        )
-        .await?;
+        // A spec may be mistaken: what holds data stays until other databases were found to be the cell's.
+        self.prune(ReclaimPolicy::Retain).await?;
 
         let epoch = rows.iter().map(|row| row.epoch).max().unwrap_or_default();
         let databases = self.databases(managed.as_ref(), epoch).await?;
@@ -400,6 +397,8 @@ impl Pass<'_> {
             None => Step::Done(database.message),
         };
         progress.database_id = Some(database.id.clone());
+        self.apply_all(self.environment()).await?;
+        self.prune(self.valid.reclaim_policy).await?;
 
         let jobs = migrate(self.scope(), &self.desired.objects, &database.id).await?;
         self.apply(|stage| match stage {
@@ -427,6 +426,38 @@ impl Pass<'_> {
             live: self.live,
             compared: &self.context.compared,
         }
+    }
+
+    async fn prune(&self, policy: ReclaimPolicy) -> Result<(), ReconcileError> {
+        prune(self.scope(), &self.desired.objects, policy).await?;
+        Ok(())
+    }
+
+    /// What services are told of their databases.
+    fn environment(&self) -> impl Iterator<Item = &Object> {
+        let is_service_secret = |object: &Object| object.kind == Kind::Secret && !object.holds_data;
+        let objects = self.desired.objects.iter();
+        objects.filter(move |object| {
+            object.stage == Stage::Foundation
+                && (object.name == CELL_ENVIRONMENT || is_service_secret(object))
+        })
+    }
+
+    /// Applies what everything else needs. A pod that is replaced meanwhile must not be sent to other databases before those
+    /// were found to be the cell's, so what services are told of them waits; only new passwords are kept at once, for the
+    /// databases are about to be told.
+    async fn apply_foundation(&self) -> Result<(), ReconcileError> {
+        let is_new = |object: &Object| self.live.get(object.kind, &object.name).is_none();
+        let later: Vec<&Object> = self
+            .environment()
+            .filter(|object| object.kind != Kind::Secret || !is_new(object))
+            .collect();
+        let objects = self.desired.objects.iter();
+        let foundation = objects.filter(|object| {
+            let waits = later.iter().any(|it| std::ptr::eq(*it, *object));
+            object.stage == Stage::Foundation && !waits
+        });
+        self.apply_all(foundation).await
     }
 
     async fn apply(&self, wanted: impl Fn(&Stage) -> bool) -> Result<(), ReconcileError> {
@@ -496,7 +527,7 @@ impl Pass<'_> {
                 &self.credentials.postgres,
                 Database {
                     name: &database,
-                    id: known_database(self.cell, self.valid),
+                    id: known_database(self.cell, self.valid, self.live),
                     claim,
                 },
                 &self.valid.schemas,

@@ -14,6 +14,9 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// How long any statement may take, enforced here too because a server that hangs enforces nothing.
 const STATEMENT: Duration = Duration::from_secs(20);
 
+/// What is said where a connection fails for its protection.
+const TLS: &str = " (sslmode in the Secret of the server says whether it has TLS, and ca.crt which authority to trust)";
+
 /// The database that is always there to connect to while another is created or dropped.
 pub(super) const MAINTENANCE: &str = "postgres";
 
@@ -59,7 +62,7 @@ impl Session {
                 ),
             })?,
         };
-        let options = PgConnectOptions::new_without_pgpass()
+        let mut options = PgConnectOptions::new_without_pgpass()
             .host(&server.host)
             .port(server.port)
             .username(&server.username)
@@ -69,6 +72,9 @@ impl Session {
             .application_name("titan-operator")
             .options([("statement_timeout", "15s"), ("lock_timeout", "10s")])
             .disable_statement_logging();
+        if !server.ca.is_empty() {
+            options = options.ssl_root_cert_from_pem(server.ca.clone().into_bytes());
+        }
         let connected = tokio::time::timeout(CONNECT, PgConnection::connect_with(&options)).await;
         match connected {
             Ok(Ok(connection)) => Ok(Opened::Session(Self {
@@ -207,7 +213,11 @@ fn code(error: &sqlx::Error) -> Option<String> {
 /// Sorts an error of the driver or the server by what can be done about it.
 fn classify(address: &str, doing: &str, error: &sqlx::Error) -> StoreError {
     let Some(answer) = error.as_database_error() else {
-        return unreachable(address, error.to_string());
+        let mut detail = error.to_string();
+        if matches!(error, sqlx::Error::Tls(_)) || detail.contains("certificate") {
+            detail.push_str(TLS);
+        }
+        return unreachable(address, detail);
     };
     let code = answer.code().unwrap_or_default().into_owned();
     let detail = format!("{} (SQLSTATE {code})", answer.message());

@@ -15,8 +15,9 @@ use futures::future::join_all;
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisConnectionInfo,
-    RedisError, RedisResult,
+    RedisError, RedisResult, TlsCertificates,
 };
+use titan_planner::cell::ServerCredentials;
 
 pub use plan::{Action, Command, Plan, plan};
 pub use view::{KnownNode, NodeState, NodeView, SLOTS, SlotRange, parse_nodes};
@@ -46,14 +47,19 @@ pub struct RedisReport {
 ///
 /// # Errors
 /// It cannot be reached, or refuses the login.
-pub async fn ensure_single(address: &str, password: &str) -> Result<()> {
-    let (_, mut connection) = connect(address, password)
-        .await
-        .map_err(|error| classify(address, "connect", &error))?;
+pub async fn ensure_single(server: &ServerCredentials) -> Result<()> {
+    let address = format!("{}:{}", server.host, server.port);
+    let connected = if server.demands_tls() {
+        connect_with_tls(server).await
+    } else {
+        let connected = connect(&address, login(&server.username, &server.password)).await;
+        connected.map(|(_, connection)| connection)
+    };
+    let mut connection = connected.map_err(|error| classify(&address, "connect", &error))?;
     redis::cmd("PING")
         .exec_async(&mut connection)
         .await
-        .map_err(|error| classify(address, "PING", &error))
+        .map_err(|error| classify(&address, "PING", &error))
 }
 
 /// Forms a cluster of these nodes, half of them masters, or repairs it.
@@ -117,7 +123,7 @@ struct Look {
 /// Asks a node for its view. One that does not answer, or is loading its data, has none.
 async fn look(name: &str, address: &str, password: &str) -> Result<Look> {
     let asked = async {
-        let (address, mut connection) = connect(address, password).await?;
+        let (address, mut connection) = connect(address, login("", password)).await?;
         let state = state(address, &mut connection).await?;
         Ok((connection, state))
     };
@@ -229,33 +235,63 @@ async fn tell(look: &Look, command: &Command, ledger: &dyn Ledger) -> Result<boo
 /// Connects, and says to which address: nodes meet by address, and only at one where the password was right.
 async fn connect(
     address: &str,
-    password: &str,
+    login: RedisConnectionInfo,
 ) -> RedisResult<(SocketAddr, MultiplexedConnection)> {
     let resolved = tokio::time::timeout(CONNECT, tokio::net::lookup_host(address)).await;
     let resolved = resolved.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
     let target = resolved.into_iter().next().ok_or_else(|| {
         std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address")
     })?;
-    let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
-    if !password.is_empty() {
-        login = login.set_password(password);
-    }
     let info = ConnectionAddr::Tcp(target.ip().to_string(), target.port())
         .into_connection_info()?
         .set_redis_settings(login);
+    Ok((target, open(redis::Client::open(info)?).await?))
+}
+
+/// Connects to a server whose certificate is good for its name.
+async fn connect_with_tls(server: &ServerCredentials) -> RedisResult<MultiplexedConnection> {
+    let address = ConnectionAddr::TcpTls {
+        host: server.host.clone(),
+        port: server.port,
+        insecure: false,
+        tls_params: None,
+    };
+    let info = address
+        .into_connection_info()?
+        .set_redis_settings(login(&server.username, &server.password));
+    let certificates = TlsCertificates {
+        client_tls: None,
+        root_cert: (!server.ca.is_empty()).then(|| server.ca.clone().into_bytes()),
+    };
+    open(redis::Client::build_with_tls(info, certificates)?).await
+}
+
+async fn open(client: redis::Client) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(ANSWER));
-    let client = redis::Client::open(info)?;
-    let connection = client
+    client
         .get_multiplexed_async_connection_with_config(&config)
-        .await?;
-    Ok((target, connection))
+        .await
+}
+
+fn login(username: &str, password: &str) -> RedisConnectionInfo {
+    let mut login = RedisConnectionInfo::default().set_skip_set_lib_name();
+    if !username.is_empty() {
+        login = login.set_username(username);
+    }
+    if !password.is_empty() {
+        login = login.set_password(password);
+    }
+    login
 }
 
 /// Sorts an error of the client or the server by what can be done about it.
 fn classify(address: &str, doing: &str, error: &RedisError) -> StoreError {
-    let (system, address, detail) = (System::Redis, address.to_owned(), error.to_string());
+    let (system, address, mut detail) = (System::Redis, address.to_owned(), error.to_string());
+    if detail.contains("certificate") {
+        detail.push_str(" (ca.crt in the Secret of the server says which authority to trust)");
+    }
     let code = error.code().unwrap_or_default();
     let login = error.kind() == ErrorKind::AuthenticationFailed;
     if login || matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM") {

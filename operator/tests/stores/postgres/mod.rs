@@ -35,6 +35,7 @@ fn credentials(host: &str, port: u16, username: &str, password: &str) -> ServerC
         username: username.to_owned(),
         password: password.to_owned(),
         sslmode: String::new(),
+        ca: String::new(),
     }
 }
 
@@ -511,4 +512,48 @@ async fn trouble_is_told_apart_and_quickly() {
         "unreachable",
         "this server has no TLS"
     );
+}
+
+#[tokio::test]
+async fn a_server_with_tls_is_known_by_its_authority() {
+    let own = Postgres::start_with_tls().unwrap();
+    let database = own.maintenance();
+    let right = ServerCredentials {
+        sslmode: "verify-full".to_owned(),
+        ca: own.ca().unwrap().to_owned(),
+        ..credentials(
+            "localhost",
+            database.port,
+            &database.user,
+            &database.password,
+        )
+    };
+    let ask = async |server: &ServerCredentials| {
+        ensure(server, "cell_tls", &[], &BTreeMap::new(), &Book::new()).await
+    };
+    ask(&right).await.unwrap();
+    let required = ServerCredentials {
+        sslmode: "require".to_owned(),
+        ca: String::new(),
+        ..right.clone()
+    };
+    ask(&required).await.unwrap();
+    let untrusted = ServerCredentials {
+        ca: String::new(),
+        ..right.clone()
+    };
+    let misnamed = ServerCredentials {
+        host: "127.0.0.1".to_owned(),
+        ..right.clone()
+    };
+    for wrong in [untrusted, misnamed] {
+        let refused = ask(&wrong).await.unwrap_err();
+        assert!(refused.to_string().contains("ca.crt"), "{refused}");
+    }
+    let plain = ServerCredentials {
+        sslmode: "disable".to_owned(),
+        ..right
+    };
+    let refused = ask(&plain).await.unwrap_err();
+    assert_eq!(refused.category(), "auth", "{refused}");
 }

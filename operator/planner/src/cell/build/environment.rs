@@ -14,8 +14,9 @@ use crate::cell::model::{
     ValidatedService,
 };
 use crate::cell::names::{
-    CELL_ENVIRONMENT, Component, METRICS_PORT, POSTGRES, POSTGRES_PORT, REDIS, REDIS_PORT,
-    REGISTRY_PORT, ROUTER, ROUTER_PORT, SYSTEM_NAMESPACE, cell_labels, meta, part_labels,
+    CELL_ENVIRONMENT, CHECKSUM_SALT, Component, METRICS_PORT, POSTGRES, POSTGRES_PORT, REDIS,
+    REDIS_PORT, REGISTRY_PORT, ROUTER, ROUTER_PORT, SALT, SYSTEM_NAMESPACE, cell_labels, meta,
+    part_labels,
 };
 use crate::object::{Kind, Stage};
 
@@ -38,8 +39,9 @@ impl Environment {
         let Credentials {
             postgres,
             redis,
-            replication_password,
+            replication_password: _,
             services,
+            salt,
         } = credentials;
         Environment {
             shared: shared(cell, postgres, redis),
@@ -59,7 +61,7 @@ impl Environment {
                     (service.name.clone(), secret)
                 })
                 .collect(),
-            salt: replication_password.clone(),
+            salt: salt.clone(),
         }
     }
 
@@ -71,6 +73,15 @@ impl Environment {
                 metadata: meta(cell, CELL_ENVIRONMENT, cell_labels(cell)),
                 data: Some(self.shared.clone()),
                 ..ConfigMap::default()
+            },
+        )?;
+        let salt = BTreeMap::from([(SALT.to_owned(), self.salt.clone())]);
+        objects.add(
+            Kind::Secret,
+            Stage::Foundation,
+            &Secret {
+                metadata: meta(cell, CHECKSUM_SALT, cell_labels(cell)),
+                ..opaque(cell, CHECKSUM_SALT, "", Component::Service, salt)
             },
         )?;
         for service in &cell.services {
@@ -191,6 +202,18 @@ fn shared(
         ),
         RedisPlan::External { .. } => (outside(redis), false),
     };
+    let scheme = if redis.demands_tls() {
+        "rediss"
+    } else {
+        "redis"
+    };
+    // Only where there are any: most cells have their own stores, which have none of it.
+    let some = [
+        ("TITAN_DB_CA", &postgres.ca),
+        ("TITAN_REDIS_CA", &redis.ca),
+        ("TITAN_REDIS_USERNAME", &redis.username),
+    ];
+    let some = some.into_iter().filter(|(_, value)| !value.is_empty());
     [
         ("TITAN_FLEET", cell.fleet.clone()),
         ("TITAN_CELL", cell.name.clone()),
@@ -210,14 +233,24 @@ fn shared(
         ("TITAN_DB_POOL", POOL.to_string()),
         (
             "TITAN_REDIS_ADDRS",
-            format!("redis://{}:{}", cache.host, cache.port),
+            format!("{scheme}://{}:{}", bracketed(&cache.host), cache.port),
         ),
         ("TITAN_REDIS_CLUSTER", cluster.to_string()),
         ("TITAN_KAFKA_BOOTSTRAP", cell.kafka_bootstrap.clone()),
     ]
     .into_iter()
+    .chain(some.map(|(name, value)| (name, value.clone())))
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
+}
+
+/// A host as it stands in a URL.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
 }
 
 fn inside(host: &str, port: i32) -> Address {

@@ -67,10 +67,12 @@ fn complete(cell: &ValidatedCell, credentials: &Credentials) -> Result<(), Inval
                 username: _,
                 password: postgres,
                 sslmode: _,
+                ca: _,
             },
         redis,
         replication_password,
         services,
+        salt,
     } = credentials;
     let missing = |what: String| Invalid {
         reason: "CredentialsMissing",
@@ -89,6 +91,9 @@ fn complete(cell: &ValidatedCell, credentials: &Credentials) -> Result<(), Inval
     }
     if matches!(cell.redis, super::RedisPlan::Managed { .. }) && redis.password.is_empty() {
         return Err(missing("Redis".to_owned()));
+    }
+    if salt.is_empty() {
+        return Err(missing("checksums".to_owned()));
     }
     for schema in &cell.schemas {
         if services.get(&schema.service).is_none_or(String::is_empty) {

@@ -132,10 +132,12 @@ fn admin_secret(cell: &ValidatedCell, credentials: &Credentials) -> BTreeMap<Str
                 username: _,
                 password,
                 sslmode: _,
+                ca: _,
             },
         redis: _,
         replication_password,
         services: _,
+        salt: _,
     } = credentials;
     [
         ("host", format!("{POSTGRES}.{}", cell.endpoint())),

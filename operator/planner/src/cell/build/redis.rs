@@ -53,8 +53,7 @@ pub(super) fn build(
     let mut checksum = Checksum::new("redis");
     checksum.add(&config);
     checksum.add(&auth);
-    // As with the services: a Redis password may be short where a person chose it.
-    checksum.add(&credentials.replication_password);
+    checksum.add(&credentials.salt);
 
     objects.add_data(
         Kind::ServiceAccount,
