@@ -9,6 +9,7 @@
 //! - [`status`]: what a Cell's status says of the steps that were taken.
 
 pub mod assignment;
+pub mod availability;
 pub mod cell;
 pub mod condition;
 pub mod diagnosis;

@@ -3,6 +3,11 @@
 //! The contract (kstatus, Argo CD and `kubectl wait` all read it): `Ready` is always there; working is Ready Unknown
 //! with Reconciling True; done is Ready True; needing a person is Ready False with Stalled True; serving but impaired is
 //! Ready False with a reason; Reconciling and Stalled are never there together, and each is there only while True.
+//!
+//! Rollouts and failover decide on `Ready`, so it is steady: a step that could not be looked at is as it was seen last, for
+//! [`GRACE`]; after that it is Unknown, and never False.
+
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use titan_crds::{CellStatus, ConditionType, RangeStatus, ServiceStatus};
@@ -11,6 +16,10 @@ use titan_routing::{Assignment, AssignmentState};
 use crate::Observed;
 use crate::condition::{Conditions, is_true};
 use crate::fleet::state_to_resource;
+
+/// For how long a step that cannot be looked at counts as what it was seen to be. The restart of an apiserver and the failover
+/// of a database take less.
+pub const GRACE: Duration = Duration::from_mins(1);
 
 /// How far one step of a reconcile got.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +42,15 @@ pub enum Step {
         /// What is wrong, where, and what to do.
         message: String,
     },
+    /// It could not be looked at, for so long.
+    Unknown {
+        /// The condition reason.
+        reason: String,
+        /// What did not answer, and what is tried.
+        message: String,
+        /// Since it could not be looked at for the first time.
+        lasted: Duration,
+    },
 }
 
 impl Step {
@@ -51,6 +69,16 @@ impl Step {
         Step::Failed {
             reason: reason.to_owned(),
             message: message.into(),
+        }
+    }
+
+    /// A step that could not be looked at, for so long.
+    #[must_use]
+    pub fn unknown(reason: &str, message: impl Into<String>, lasted: Duration) -> Self {
+        Step::Unknown {
+            reason: reason.to_owned(),
+            message: message.into(),
+            lasted,
         }
     }
 
@@ -123,15 +151,80 @@ impl Steps {
         before.iter().all(|step| step.is_done())
     }
 
-    /// The step that decides: the first that failed, else the first that waits, else none.
+    /// The step that decides: the first that failed, else the first that waits, else the first that is not done, else none.
     #[must_use]
     pub fn decisive(&self) -> Option<&Step> {
         let steps = self.in_order().map(|(_, step)| step);
         steps
             .iter()
             .find(|step| matches!(step, Step::Failed { .. }))
+            .or_else(|| {
+                // What is known to be amiss says more than what could not be looked at.
+                steps
+                    .iter()
+                    .find(|step| matches!(step, Step::Waiting { .. }))
+            })
             .or_else(|| steps.iter().find(|step| !step.is_done()))
             .copied()
+    }
+
+    /// The steps in the order in which a pass takes them, with their names.
+    pub fn named_mut(&mut self) -> [(&'static str, &mut Step); 7] {
+        let Steps {
+            accepted,
+            range,
+            databases,
+            topics,
+            migrations,
+            services,
+            serving,
+        } = self;
+        [
+            ("accepted", accepted),
+            ("range", range),
+            ("databases", databases),
+            ("topics", topics),
+            ("migrations", migrations),
+            ("services", services),
+            ("serving", serving),
+        ]
+    }
+
+    /// Says of every step that a pass did not get to that it could not be looked at.
+    pub fn end_with(&mut self, unknown: &Step) {
+        for (_, step) in self.named_mut() {
+            if *step == Step::NotReached {
+                step.clone_from(unknown);
+            }
+        }
+    }
+
+    /// The steps, with those as they were seen last, at the same generation, that could not be looked at for a moment. The two
+    /// that have no condition of their own are taken for done where the cell was brought up.
+    fn with_last_seen(mut self, before: &[Condition], was_serving: bool) -> Steps {
+        let last = |name: ConditionType| {
+            let mut all = before.iter();
+            all.find(|it| it.type_ == name.as_str() && it.status == "True")
+                .map(|it| Step::Done(it.message.clone()))
+        };
+        let brought_up = was_serving.then(|| Step::Done(String::new()));
+        for (name, step) in self.named_mut() {
+            let Step::Unknown { lasted, .. } = step else {
+                continue;
+            };
+            let seen = match name {
+                "range" => last(ConditionType::RangeAssigned),
+                "databases" => last(ConditionType::DatabasesReady),
+                "topics" => last(ConditionType::TopicsReady),
+                "migrations" => last(ConditionType::Migrated),
+                "services" => last(ConditionType::ServicesAvailable),
+                _ => brought_up.clone(),
+            };
+            if let Some(seen) = seen.filter(|_| *lasted < GRACE) {
+                *step = seen;
+            }
+        }
+        self
     }
 }
 
@@ -183,9 +276,8 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
             .map(|status| status.services.clone())
             .unwrap_or_default()
     });
-    let was_serving = previous.is_some_and(|status| {
-        status.observed_generation == generation && served(&status.conditions)
-    });
+    let same = previous.filter(|status| status.observed_generation == generation);
+    let was_serving = same.is_some_and(|status| served(&status.conditions));
 
     CellStatus {
         observed_generation: generation,
@@ -198,6 +290,8 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
             };
             paused_conditions(&writer, &steps.services, active, served_by(name, ranges))
         } else {
+            let seen = same.map_or(&[][..], |status| &status.conditions);
+            let steps = steps.with_last_seen(seen, was_serving);
             conditions(&writer, &steps, was_serving, served_by(name, ranges))
         },
         claim_granted: previous.is_some_and(|status| status.claim_granted)
@@ -258,13 +352,15 @@ pub fn deletion_status(
     }
 }
 
-/// Whether conditions say that the cell was brought up at their generation: it is Ready, or impaired since.
+/// Whether conditions say that the cell was brought up at their generation: it is Ready, or impaired since, or it could not be
+/// looked at since.
 #[must_use]
 pub fn served(conditions: &[Condition]) -> bool {
     let ready = conditions
         .iter()
         .find(|condition| condition.type_ == ConditionType::Ready.as_str());
-    ready.is_some_and(|ready| ready.status == "True" || ready.status == "False")
+    let paused = is_true(conditions, ConditionType::Paused);
+    ready.is_some_and(|ready| ready.status != "Unknown" || !paused)
         && !is_true(conditions, ConditionType::Stalled)
         && !is_true(conditions, ConditionType::Reconciling)
 }
@@ -413,6 +509,9 @@ fn step_condition(writer: &Conditions<'_>, name: ConditionType, step: &Step) -> 
         Step::Waiting { reason, message } | Step::Failed { reason, message } => {
             writer.condition(name, "False", reason, message)
         }
+        Step::Unknown {
+            reason, message, ..
+        } => writer.condition(name, "Unknown", reason, message),
         Step::NotReached => {
             writer.condition(name, "Unknown", "NotReached", "an earlier step comes first")
         }
@@ -443,7 +542,14 @@ fn open_conditions(writer: &Conditions<'_>, step: &Step, was_serving: bool) -> V
             ("False", Some(ConditionType::Stalled), &**reason, &**message)
         }
         Step::Waiting { reason, message } if was_serving => ("False", None, &**reason, &**message),
-        Step::Waiting { reason, message } => (
+        // It may serve as it did: who cannot look does not know.
+        Step::Unknown {
+            reason, message, ..
+        } if was_serving => ("Unknown", None, &**reason, &**message),
+        Step::Waiting { reason, message }
+        | Step::Unknown {
+            reason, message, ..
+        } => (
             "Unknown",
             Some(ConditionType::Reconciling),
             &**reason,

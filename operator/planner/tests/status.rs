@@ -1,12 +1,14 @@
 //! The status contract, for any steps.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // A test fails by them.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 use titan_crds::{CellStatus, RangeStatus, ServiceStatus};
 use titan_planner::Observed;
-use titan_planner::status::{StatusInput, Step, Steps, cell_status};
+use titan_planner::status::{GRACE, StatusInput, Step, Steps, cell_status};
 use titan_routing::{Assignment, AssignmentState, Epoch, Key, KeyRange};
 
 fn time(second: i64) -> Time {
@@ -168,6 +170,123 @@ fn a_cell_that_served_is_impaired_and_a_new_spec_is_worked_on() {
     assert_eq!(text(&stalled, "Stalled"), "True/PostgresRefused");
     let recovering = write(Some(&stalled), &look(1, waits), 6);
     assert_eq!(text(&recovering, "Stalled"), "absent");
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_as_it_was_and_then_unknown() {
+    let unknown = |lasted| Step::unknown("PostgresUnreachable", "no answer", lasted);
+    let moment = GRACE - Duration::from_secs(1);
+    let steps = |databases: Step| Steps {
+        databases,
+        ..all_done()
+    };
+    let served = write(None, &look(1, all_done()), 1);
+    let impaired = Steps {
+        services: Step::waiting("ServicesStarting", "order 0/1"),
+        ..all_done()
+    };
+    let impaired = write(Some(&served), &look(1, impaired), 2);
+    let away = write(Some(&served), &look(1, steps(unknown(GRACE))), 2);
+    let failed = Steps {
+        topics: Step::failed("KafkaRefused", "no"),
+        ..steps(unknown(moment))
+    };
+    for (before, seen, ready, databases, reconciling) in [
+        // For a moment nothing is lost, and there is nothing to write.
+        (
+            Some(&served),
+            steps(unknown(moment)),
+            "True/Serving",
+            "True/Done",
+            "absent",
+        ),
+        // After that it is not known: who cannot look does not say False.
+        (
+            Some(&served),
+            steps(unknown(GRACE)),
+            "Unknown/PostgresUnreachable",
+            "Unknown/PostgresUnreachable",
+            "absent",
+        ),
+        // What is known to be amiss decides.
+        (
+            Some(&served),
+            Steps {
+                services: Step::waiting("ServicesStarting", "order 0/1"),
+                ..steps(unknown(GRACE))
+            },
+            "False/ServicesStarting",
+            "Unknown/PostgresUnreachable",
+            "absent",
+        ),
+        (
+            Some(&served),
+            failed,
+            "False/KafkaRefused",
+            "True/Done",
+            "absent",
+        ),
+        // What it was last need not be all well; what was not seen well before is not taken to be.
+        (
+            Some(&impaired),
+            steps(unknown(moment)),
+            "True/Serving",
+            "True/Done",
+            "absent",
+        ),
+        (
+            Some(&away),
+            steps(unknown(moment)),
+            "Unknown/PostgresUnreachable",
+            "Unknown/PostgresUnreachable",
+            "absent",
+        ),
+        // It is still one that was brought up.
+        (
+            Some(&away),
+            Steps {
+                services: Step::waiting("ServicesStarting", "order 0/1"),
+                ..all_done()
+            },
+            "False/ServicesStarting",
+            "True/Done",
+            "absent",
+        ),
+        // A cell that never served is worked on.
+        (
+            None,
+            steps(unknown(moment)),
+            "Unknown/PostgresUnreachable",
+            "Unknown/PostgresUnreachable",
+            "True/PostgresUnreachable",
+        ),
+    ] {
+        let status = write(before, &look(1, seen.clone()), 3);
+        assert_eq!(text(&status, "Ready"), ready, "{seen:?}");
+        assert_eq!(text(&status, "DatabasesReady"), databases, "{seen:?}");
+        assert_eq!(text(&status, "Reconciling"), reconciling, "{seen:?}");
+    }
+    let same = write(Some(&served), &look(1, steps(unknown(moment))), 9);
+    assert_eq!(same, served, "one request that failed is nothing to write");
+    // Of a new spec nothing was seen.
+    let changed = write(Some(&served), &look(2, steps(unknown(moment))), 3);
+    assert_eq!(text(&changed, "Ready"), "Unknown/PostgresUnreachable");
+    assert_eq!(text(&changed, "Reconciling"), "True/PostgresUnreachable");
+}
+
+#[test]
+fn a_pass_that_ended_early_leaves_every_later_step_unknown() {
+    let mut steps = Steps {
+        accepted: done(),
+        range: done(),
+        ..Steps::none()
+    };
+    let unknown = Step::unknown("ApiServerError", "409", Duration::ZERO);
+    steps.end_with(&unknown);
+    assert!(steps.accepted.is_done() && steps.range.is_done());
+    assert_eq!((&steps.databases, &steps.serving), (&unknown, &unknown));
+    let served = write(None, &look(1, all_done()), 1);
+    assert_eq!(write(Some(&served), &look(1, steps), 2), served);
 }
 
 #[test]
@@ -374,6 +493,13 @@ fn step() -> impl Strategy<Value = Step> {
         Just(done()),
         "[AB]".prop_map(|reason| Step::waiting(&reason, "waiting")),
         "[CD]".prop_map(|reason| Step::failed(&reason, "failed")),
+        ("[EF]", prop::bool::ANY).prop_map(|(reason, long)| {
+            Step::unknown(
+                &reason,
+                "no answer",
+                if long { GRACE } else { Duration::ZERO },
+            )
+        }),
     ]
 }
 
@@ -413,7 +539,45 @@ fn history() -> impl Strategy<Value = Vec<Look>> {
     })
 }
 
-fn check(status: &CellStatus, look: &Look) -> Result<(), TestCaseError> {
+/// Whether the cell was brought up at this generation, as the status before says.
+fn was_serving(before: &CellStatus, generation: i64) -> bool {
+    let is = |name: &str| get(before, name).is_some_and(|condition| condition.status == "True");
+    let unread = get(before, "Ready").is_some_and(|ready| ready.status == "Unknown");
+    let working = is("Stalled") || is("Reconciling") || unread && is("Paused");
+    before.observed_generation == generation && !working
+}
+
+/// What a cell is taken to be while it cannot be looked at for a moment.
+fn as_last_seen(before: Option<&CellStatus>, look: &Look) -> Steps {
+    let mut steps = look.steps.clone();
+    let Some(before) = before.filter(|it| it.observed_generation == look.generation) else {
+        return steps;
+    };
+    let served = was_serving(before, look.generation);
+    for (name, step) in steps.named_mut() {
+        let condition = match name {
+            "range" => Some("RangeAssigned"),
+            "databases" => Some("DatabasesReady"),
+            "topics" => Some("TopicsReady"),
+            "migrations" => Some("Migrated"),
+            "services" => Some("ServicesAvailable"),
+            _ => None,
+        };
+        let seen = condition.map_or(served, |name| {
+            get(before, name).is_some_and(|condition| condition.status == "True")
+        });
+        if seen && matches!(step, Step::Unknown { lasted, .. } if lasted.is_zero()) {
+            *step = done();
+        }
+    }
+    steps
+}
+
+fn check(
+    before: Option<&CellStatus>,
+    status: &CellStatus,
+    look: &Look,
+) -> Result<(), TestCaseError> {
     let of = |name: &str| get(status, name).map(|condition| condition.status.as_str());
     prop_assert_eq!(status.observed_generation, look.generation);
     for condition in &status.conditions {
@@ -431,9 +595,11 @@ fn check(status: &CellStatus, look: &Look) -> Result<(), TestCaseError> {
         prop_assert!(reconciling.is_none() && stalled.is_none());
         return Ok(());
     }
+    let served = before.is_some_and(|before| was_serving(before, look.generation));
     match ready.unwrap() {
         "True" => prop_assert!(reconciling.is_none() && stalled.is_none()),
-        "Unknown" => prop_assert!(reconciling.is_some()),
+        // Who served and cannot be looked at is not worked on.
+        "Unknown" => prop_assert!(reconciling.is_some() || served),
         _ => prop_assert!(reconciling.is_none()),
     }
     let Steps {
@@ -444,7 +610,7 @@ fn check(status: &CellStatus, look: &Look) -> Result<(), TestCaseError> {
         migrations,
         services,
         serving,
-    } = &look.steps;
+    } = &as_last_seen(before, look);
     let all = [
         accepted, range, databases, topics, migrations, services, serving,
     ];
@@ -464,7 +630,7 @@ fn check(status: &CellStatus, look: &Look) -> Result<(), TestCaseError> {
     ] {
         let expected = match step {
             Step::Done(_) => "True",
-            Step::NotReached => "Unknown",
+            Step::NotReached | Step::Unknown { .. } => "Unknown",
             Step::Waiting { .. } | Step::Failed { .. } => "False",
         };
         prop_assert_eq!(of(name), Some(expected));
@@ -480,14 +646,16 @@ proptest! {
         let mut before: Option<CellStatus> = None;
         for (look, second) in history.iter().zip(1..) {
             let status = write(before.as_ref(), look, second);
-            check(&status, look)?;
+            check(before.as_ref(), &status, look)?;
             for condition in &status.conditions {
                 let old = before.as_ref().and_then(|before| get(before, &condition.type_));
                 let same = old.filter(|old| old.status == condition.status);
                 let since = same.map_or_else(|| time(second), |old| old.last_transition_time.clone());
                 prop_assert_eq!(&condition.last_transition_time, &since, "{}", condition.type_);
             }
-            if look.paused && let Some(before) = &before {
+            // Only its services are looked at; while they are not, it is what it was.
+            let unseen = look.steps.services == Step::NotReached;
+            if look.paused && unseen && let Some(before) = &before {
                 prop_assert_eq!(text(&status, "Ready"), text(before, "Ready"));
             }
             // A second look that finds the same has nothing to write, unless it is now known that the cell had been serving.

@@ -6,6 +6,7 @@ mod readable;
 mod references;
 mod router_reports;
 pub mod tables;
+pub mod unseen;
 
 pub(crate) use debounce::{Debounce, debounce};
 pub(crate) use readable::{KeepLast, Reader, Unreadable, readable};

@@ -9,9 +9,10 @@ use kube::runtime::controller::Action;
 use crate::error::ReconcileError;
 use crate::run::context::Context;
 
-/// No attempt takes longer: one request that is never answered must not keep a cell or a fleet from ever being looked at
-/// again.
+/// No pass takes longer: one request that is never answered must not keep a cell or a fleet from ever being looked at again.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// How long an attempt may take in all, with the status that says that its pass took too long.
+const WITH_STATUS: Duration = Duration::from_secs(75);
 
 impl Context {
     /// Makes an attempt at an object of a controller, and gives it up when it takes too long.
@@ -25,7 +26,7 @@ impl Context {
         reconcile: impl Future<Output = Result<Action, ReconcileError>>,
     ) -> Result<Action, ReconcileError> {
         let began = Instant::now();
-        let result = tokio::time::timeout(LIMIT, reconcile)
+        let result = tokio::time::timeout(WITH_STATUS, reconcile)
             .await
             .unwrap_or(Err(ReconcileError::TimedOut));
         let outcome = if result.is_ok() { "ok" } else { "error" };

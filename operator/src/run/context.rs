@@ -17,6 +17,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::own_writes::OwnWrites;
 use crate::observe::tables::Tables;
+use crate::observe::unseen::Unseen;
 use crate::run::attempt::Failures;
 use crate::stores::kafka::KafkaAdmin;
 use crate::stores::postgres::Proof;
@@ -56,6 +57,8 @@ pub struct Context {
     pub compared: Arc<Compared>,
     /// Cells that wait for nothing but their pods.
     pub pass_cache: PassCache,
+    /// Since when parts of cells could not be looked at.
+    pub unseen: Unseen,
     /// How often each object failed in a row.
     pub failures: Failures,
 }

@@ -28,6 +28,7 @@ use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::observe::own_writes::OwnWrites;
 use crate::observe::tables::{TableEvent, Tables};
+use crate::observe::unseen::Unseen;
 use crate::observe::{
     Debounce, Reader, Unreadable, announce, debounce, note, open_claim, readable,
 };
@@ -99,6 +100,7 @@ pub(crate) async fn lead(
         proof: Arc::new(Commit),
         compared: Arc::default(),
         pass_cache: cell::PassCache::default(),
+        unseen: Unseen::default(),
         failures: Failures::default(),
     });
     let (cell_sender, cell_refs) = mpsc::unbounded_channel();

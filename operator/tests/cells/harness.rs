@@ -27,6 +27,7 @@ use titan_operator::ledger::{Ledger, System};
 use titan_operator::metrics::Metrics;
 use titan_operator::observe::own_writes::OwnWrites;
 use titan_operator::observe::tables::Tables;
+use titan_operator::observe::unseen::Unseen;
 use titan_operator::run::attempt::Failures;
 use titan_operator::run::context::{Context, KafkaAdmins};
 use titan_operator::stores::StoreError;
@@ -408,6 +409,7 @@ impl World {
             proof: self.living.clone(),
             compared: self.compared.clone(),
             pass_cache: PassCache::default(),
+            unseen: Unseen::default(),
             failures: Failures::default(),
         }
     }

@@ -60,6 +60,7 @@ pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, R
         return Ok(Action::requeue(AGAIN));
     }
     release(cell, FINALIZER, context).await?;
+    context.unseen.forget(&cell.name_any());
     Ok(Action::await_change())
 }
 

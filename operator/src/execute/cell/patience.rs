@@ -17,7 +17,7 @@ pub(super) fn waited(cell: &Cell) -> Duration {
 
 /// For how long this has not been so.
 pub(super) fn unready_for(cell: &Cell, what: ConditionType) -> Duration {
-    lasted(cell, what, |status| status == "False")
+    lasted(cell, what, |status| status != "True")
 }
 
 /// For how long a condition has had its status, if that is one that counts, as the Cell has it.
@@ -52,7 +52,10 @@ pub(super) fn starting(cell: &str, store: &str, waited: Duration) -> Step {
 /// What is said of a store that does not answer: after a while it is for a person.
 pub(super) fn unanswered(step: Step, waited: Duration) -> Step {
     match step {
-        Step::Waiting { reason, message } if waited >= PATIENCE => Step::Failed {
+        Step::Waiting { reason, message }
+        | Step::Unknown {
+            reason, message, ..
+        } if waited >= PATIENCE => Step::Failed {
             reason,
             message: format!(
                 "{message}. It has been so for more than {} minutes",
@@ -72,7 +75,7 @@ mod tests {
         let reason = |step: &Step| match step {
             Step::Waiting { reason, .. } => format!("waits: {reason}"),
             Step::Failed { reason, .. } => format!("fails: {reason}"),
-            Step::NotReached | Step::Done(_) => String::new(),
+            Step::NotReached | Step::Done(_) | Step::Unknown { .. } => String::new(),
         };
         let (soon, late) = (PATIENCE - Duration::from_secs(1), PATIENCE);
         let start = |waited| reason(&starting("cell-001", "postgres", waited));

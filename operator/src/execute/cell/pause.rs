@@ -39,7 +39,7 @@ pub(super) async fn look(cell: &Cell, context: &Context) -> Result<Progress, Rec
         fill_in(&mut diagnoses, &deployments.diagnoses());
         explain(&mut services, &diagnoses);
     }
-    progress.steps.services = services_step(&services, &diagnoses);
-    progress.services = Some(services);
+    progress.steps.services = services_step(&name, &services, &diagnoses, &context.unseen);
+    progress.services = Some(services.into_iter().map(|it| it.status).collect());
     Ok(progress)
 }

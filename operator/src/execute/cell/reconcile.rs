@@ -5,6 +5,7 @@
 //! need not be compared again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
@@ -41,11 +42,18 @@ use crate::execute::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue
 use crate::execute::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
 use crate::execute::finalizer::hold;
 use crate::observe::{as_ref, dereference, open_claim};
-use crate::run::attempt::jitter;
+use crate::run::attempt::{LIMIT, jitter};
 use crate::run::context::Context;
 use crate::stores::data_home::DataHome;
 use crate::stores::postgres::{Database, OwnershipRow};
 use crate::stores::{StoreError, kafka, postgres};
+
+/// What cannot be looked at for a while, by the names under which that is remembered.
+const PASS: &str = "pass";
+const DATABASES: &str = "databases";
+const TOPICS: &str = "topics";
+pub(super) const SERVICES: &str = "services";
+const SERVING: &str = "serving";
 
 /// What a pass found out, for the status.
 #[derive(Clone)]
@@ -82,7 +90,9 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
         let progress = look(&cell, &context).await?;
         // Watches tell of Deployments; of a pod that is stuck they do not.
         let next = match &progress.steps.services {
-            Step::Waiting { .. } | Step::Failed { .. } => Action::requeue(jitter(LATER)),
+            Step::Waiting { .. } | Step::Failed { .. } | Step::Unknown { .. } => {
+                Action::requeue(jitter(LATER))
+            }
             Step::Done(_) | Step::NotReached => Action::await_change(),
         };
         return tell(&cell, &context, progress, next).await;
@@ -95,7 +105,18 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
     let mut progress = Progress::new();
     // From here on there may be things outside of Kubernetes.
     let cell = hold(cell, FINALIZER, &context).await?;
-    let result = drive(&cell, &context, &mut progress).await;
+    let name = cell.name_any();
+    // In here, so that a pass that takes too long says how far it came.
+    let result = tokio::time::timeout(LIMIT, drive(&cell, &context, &mut progress))
+        .await
+        .unwrap_or(Err(ReconcileError::TimedOut));
+    let unseen = match &result {
+        Ok(_) => {
+            context.unseen.seen(&name, PASS);
+            Duration::ZERO
+        }
+        Err(_) => context.unseen.lasted(&name, PASS),
+    };
     let result = match result {
         Ok(Some(services)) if is_waiting_for_pods(&progress.steps) => {
             let found = Found::new(&cell, progress.clone(), services);
@@ -104,7 +125,7 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
         }
         Err(error) if error.is_interruption() => return Err(error),
         Err(error) => {
-            note_error(&cell.name_any(), &mut progress.steps, &error);
+            note_error(&name, &mut progress.steps, &error, unseen);
             Err(error)
         }
         Ok(_) => Ok(()),
@@ -115,7 +136,7 @@ pub async fn reconcile(cell: Arc<Cell>, context: Arc<Context>) -> Result<Action,
     }
     match result {
         Ok(()) => Ok(next),
-        Err(error) => match step_of_error(&cell.name_any(), &error) {
+        Err(error) => match step_of_error(&name, &error, unseen) {
             // It is in the status, and trying at once again would change nothing.
             Step::Failed { .. } => Ok(next),
             _ => Err(error),
@@ -385,7 +406,9 @@ impl Pass<'_> {
             Ok(database) => database,
             Err(step) => {
                 progress.steps.databases = step;
-                progress.services = Some(rollup(self.valid, &Deployments::read(self.live)));
+                let known = self.cell.status.as_ref().map_or(&[][..], |it| &it.services);
+                let services = rollup(self.valid, &Deployments::read(self.live), known);
+                progress.services = Some(services.into_iter().map(|it| it.status).collect());
                 return Ok(None);
             }
         };
@@ -409,7 +432,8 @@ impl Pass<'_> {
         })
         .await?;
 
-        let services = Services::read(self.valid, self.live, jobs);
+        let known = self.cell.status.as_ref().map_or(&[][..], |it| &it.services);
+        let services = Services::read(self.valid, self.live, jobs, known);
         services
             .tell(self.context, &self.valid.name, progress)
             .await?;
@@ -539,10 +563,12 @@ impl Pass<'_> {
         let (sql, cache) = match (sql, cache) {
             (Ok(sql), Ok(cache)) => (sql, cache),
             (Err(error), _) | (_, Err(error)) => {
-                let step = store_step(&self.valid.name, error)?;
+                let unseen = self.context.unseen.lasted(&self.valid.name, DATABASES);
+                let step = store_step(&self.valid.name, error, unseen)?;
                 return Ok(Err(unanswered(step, unready_for)));
             }
         };
+        self.context.unseen.seen(&self.valid.name, DATABASES);
         let settled = cache.is_empty();
         let cache = if settled {
             "answers".to_owned()
@@ -585,13 +611,15 @@ impl Pass<'_> {
         };
         match ensured {
             Ok(report) => {
+                self.context.unseen.seen(&self.valid.name, TOPICS);
                 let topics = format!("{} topics", self.valid.topics.len());
                 let warnings = report.warnings.into_iter();
                 let all: Vec<String> = std::iter::once(topics).chain(warnings).collect();
                 Ok(Step::Done(all.join("; ")))
             }
             Err(error) => {
-                let step = store_step(&self.valid.name, error)?;
+                let unseen = self.context.unseen.lasted(&self.valid.name, TOPICS);
+                let step = store_step(&self.valid.name, error, unseen)?;
                 let unready_for = unready_for(self.cell, ConditionType::TopicsReady);
                 Ok(unanswered(step, unready_for))
             }
@@ -618,9 +646,11 @@ impl Pass<'_> {
             }
             let activated = home.activate(row.range, &row.cell, row.epoch).await;
             if let Err(error) = activated {
-                return store_step(&self.valid.name, error);
+                let unseen = self.context.unseen.lasted(&self.valid.name, SERVING);
+                return store_step(&self.valid.name, error, unseen);
             }
         }
+        self.context.unseen.seen(&self.valid.name, SERVING);
         Ok(
             match rows.iter().find(|row| row.state != AssignmentState::Active) {
                 None => held(rows),

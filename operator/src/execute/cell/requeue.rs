@@ -23,7 +23,9 @@ pub(super) const RESYNC: Duration = Duration::from_mins(10);
 pub(super) fn is_waiting_for_pods(steps: &Steps) -> bool {
     let pods = [&steps.migrations, &steps.services];
     steps.stores_are_done()
-        && pods.iter().any(|step| matches!(step, Step::Waiting { .. }))
+        && pods
+            .iter()
+            .any(|step| matches!(step, Step::Waiting { .. } | Step::Unknown { .. }))
         && !pods.iter().any(|step| matches!(step, Step::Failed { .. }))
 }
 
@@ -32,6 +34,7 @@ pub(super) fn requeue(steps: &Steps, waited: Duration) -> Action {
     Action::requeue(jitter(match steps.decisive() {
         None => RESYNC,
         Some(Step::Failed { .. }) => LATER,
+        Some(Step::Unknown { lasted, .. }) => (*lasted / 4).clamp(SOON, LATER),
         // Watches tell how Jobs and Deployments get on, and only of a pod that is stuck they do not.
         Some(_) if steps.stores_are_done() => waited.clamp(STUCK, LATER),
         Some(_) => (waited / 4).clamp(SOON, LATER),

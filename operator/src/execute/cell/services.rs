@@ -7,6 +7,7 @@ use kube::core::Request;
 use serde::Deserialize;
 use serde_json::Value;
 use titan_crds::ServiceStatus;
+use titan_planner::availability::{Availability, Pods as PodCount, availability};
 use titan_planner::cell::ValidatedCell;
 use titan_planner::diagnosis::{Diagnosis, diagnose, diagnose_deployment};
 use titan_planner::object::{CELL_LABEL, Kind};
@@ -14,27 +15,40 @@ use titan_planner::status::Step;
 
 use crate::execute::apply::{Lean, LiveObject, LiveObjects, number};
 use crate::execute::cell::migration::{Migration, Migrations, migrations_step};
-use crate::execute::cell::reconcile::Progress;
+use crate::execute::cell::reconcile::{Progress, SERVICES};
+use crate::observe::unseen::Unseen;
 use crate::run::context::Context;
 
 /// How the services of a cell and their migrations are, but for what their pods say.
 #[derive(Default)]
 pub(super) struct Services {
     jobs: Migrations,
-    status: Vec<ServiceStatus>,
+    services: Vec<Service>,
     /// What the Deployments say is wrong.
     deployments: Diagnoses,
     /// See [`rollout_step`].
     rolling: Option<Step>,
 }
 
+/// A service, and whether it has the pods that it needs.
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) status: ServiceStatus,
+    pub(super) availability: Availability,
+}
+
 impl Services {
-    /// As they are in the namespace.
-    pub(super) fn read(cell: &ValidatedCell, live: &LiveObjects, jobs: Migrations) -> Self {
+    /// As they are in the namespace. What is known of them is what the cell's status said last.
+    pub(super) fn read(
+        cell: &ValidatedCell,
+        live: &LiveObjects,
+        jobs: Migrations,
+        known: &[ServiceStatus],
+    ) -> Self {
         let deployments = Deployments::read(live);
         Services {
             jobs,
-            status: rollup(cell, &deployments),
+            services: rollup(cell, &deployments, known),
             rolling: rollout_step(cell, &deployments),
             deployments: deployments.diagnoses(),
         }
@@ -43,7 +57,7 @@ impl Services {
     /// Whether none of their pods is waited for.
     fn are_calm(&self) -> bool {
         let migrated = |(_, state): &(_, _)| *state == Migration::Done;
-        self.jobs.values().all(migrated) && !self.status.iter().any(lacks_pods)
+        self.jobs.values().all(migrated) && !self.services.iter().any(lacks_pods)
     }
 
     /// Writes down how far they are, and looks at their pods where those are waited for.
@@ -60,25 +74,25 @@ impl Services {
             diagnose_pods(context, cell).await?
         };
         progress.steps.migrations = migrations_step(cell, &self.jobs, &pods);
-        let mut status = self.status.clone();
+        let mut services = self.services.clone();
         if !calm {
             fill_in(&mut pods, &self.deployments);
-            explain(&mut status, &pods);
+            explain(&mut services, &pods);
         }
-        let step = services_step(&status, &pods);
+        let step = services_step(cell, &services, &pods, &context.unseen);
         progress.steps.services = if step.is_done() {
             self.rolling.clone().unwrap_or(step)
         } else {
             step
         };
-        progress.services = Some(status);
+        progress.services = Some(services.into_iter().map(|it| it.status).collect());
         Ok(())
     }
 }
 
-/// Whether a service has fewer pods that are ready than it should have.
-pub(super) fn lacks_pods(service: &ServiceStatus) -> bool {
-    service.ready < service.desired
+/// Whether a service has fewer pods than it needs.
+pub(super) fn lacks_pods(service: &Service) -> bool {
+    service.availability == Availability::Lacking
 }
 
 /// What is wrong with the pods of a cell, by the name in their `app.kubernetes.io/name` label.
@@ -123,6 +137,8 @@ struct Deployed {
     release: Option<String>,
     desired: i64,
     ready: i64,
+    /// Whether its status speaks of its spec.
+    observed: bool,
     older: i64,
     /// What is wrong.
     diagnosis: Option<Diagnosis>,
@@ -141,17 +157,39 @@ impl Deployments {
         self.0.into_iter().filter_map(wrong).collect()
     }
 
-    /// The status of a service; what is passed counts where there is no Deployment that says so.
-    fn status(&self, name: &str, release: &str, desired: i64) -> ServiceStatus {
+    /// A service; what is passed counts where there is no Deployment that says so. While the Deployment's status speaks of an
+    /// older spec, the service is said to be what it was known to be.
+    fn service(
+        &self,
+        name: &str,
+        release: &str,
+        desired: i64,
+        planned: Option<i64>,
+        known: &[ServiceStatus],
+    ) -> Service {
         let deployed = self.0.get(name);
-        ServiceStatus {
-            name: name.to_owned(),
-            release: deployed
-                .and_then(|it| it.release.clone())
-                .unwrap_or_else(|| release.to_owned()),
-            desired: clamp(deployed.map_or(desired, |it| it.desired)),
-            ready: clamp(deployed.map_or(0, |it| it.ready)),
-            message: None,
+        let pods = PodCount {
+            desired: deployed.map_or(desired, |it| it.desired),
+            ready: deployed.map_or(0, |it| it.ready),
+            observed: deployed.is_none_or(|it| it.observed),
+        };
+        let availability = availability(pods, planned);
+        let last = known.iter().find(|service| service.name == name);
+        let status = match last.filter(|_| availability == Availability::Unobserved) {
+            Some(last) => last.clone(),
+            None => ServiceStatus {
+                name: name.to_owned(),
+                release: deployed
+                    .and_then(|it| it.release.clone())
+                    .unwrap_or_else(|| release.to_owned()),
+                desired: clamp(pods.desired),
+                ready: clamp(pods.ready),
+                message: None,
+            },
+        };
+        Service {
+            status,
+            availability,
         }
     }
 }
@@ -162,46 +200,51 @@ impl Deployed {
             release: image_tag(body),
             desired: number(body, "/spec/replicas"),
             ready: ready_pods(body),
+            observed: number(body, "/status/observedGeneration")
+                >= number(body, "/metadata/generation"),
             older: older_pods(body),
             diagnosis: diagnose_deployment(body),
         }
     }
 }
 
-/// The status of each service, in the plan's order.
-pub(super) fn rollup(cell: &ValidatedCell, deployments: &Deployments) -> Vec<ServiceStatus> {
+/// Each service, in the plan's order.
+pub(super) fn rollup(
+    cell: &ValidatedCell,
+    deployments: &Deployments,
+    known: &[ServiceStatus],
+) -> Vec<Service> {
     cell.services
         .iter()
         .map(|service| {
-            let planned = service.replicas.map_or(1, i64::from);
-            deployments.status(&service.name, &service.release, planned)
+            let fewest = service.autoscaling.as_ref().map(|it| it.min_replicas);
+            let planned = service.replicas.or(fewest).map_or(1, i64::from);
+            let (name, release) = (&service.name, &service.release);
+            deployments.service(name, release, planned, Some(planned), known)
         })
         .collect()
 }
 
-/// The status of each service that there is, whatever is planned: those that the cell's status knows, in its order, and those
+/// Each service that there is, whatever is planned: those that the cell's status knows, in its order, and those
 /// that have a Deployment.
-pub(super) fn rollup_unplanned(
-    known: &[ServiceStatus],
-    deployments: &Deployments,
-) -> Vec<ServiceStatus> {
+pub(super) fn rollup_unplanned(known: &[ServiceStatus], deployments: &Deployments) -> Vec<Service> {
     let is_known = |name: &str| known.iter().any(|service| service.name == name);
     let others = deployments.0.keys().filter(|name| !is_known(name));
     known
         .iter()
         .map(|service| {
             let desired = i64::from(service.desired);
-            deployments.status(&service.name, &service.release, desired)
+            deployments.service(&service.name, &service.release, desired, None, known)
         })
-        .chain(others.map(|name| deployments.status(name, "", 1)))
+        .chain(others.map(|name| deployments.service(name, "", 1, None, known)))
         .collect()
 }
 
 /// Says of each service what is wrong with it.
-pub(super) fn explain(services: &mut [ServiceStatus], diagnoses: &Diagnoses) {
-    for service in services {
-        service.message = diagnoses
-            .get(&service.name)
+pub(super) fn explain(services: &mut [Service], diagnoses: &Diagnoses) {
+    for Service { status, .. } in services {
+        status.message = diagnoses
+            .get(&status.name)
             .map(|diagnosis| diagnosis.message.clone());
     }
 }
@@ -257,13 +300,34 @@ fn rollout_step(cell: &ValidatedCell, deployments: &Deployments) -> Option<Step>
 }
 
 /// What the services come to.
-pub(super) fn services_step(services: &[ServiceStatus], diagnoses: &Diagnoses) -> Step {
-    let lacking: Vec<&ServiceStatus> = services
-        .iter()
-        .filter(|service| lacks_pods(service))
-        .collect();
-    if lacking.is_empty() {
+pub(super) fn services_step(
+    cell: &str,
+    services: &[Service],
+    diagnoses: &Diagnoses,
+    unseen: &Unseen,
+) -> Step {
+    let of = |which: Availability| -> Vec<&ServiceStatus> {
+        let all = services.iter().filter(|it| it.availability == which);
+        all.map(|it| &it.status).collect()
+    };
+    let lacking = of(Availability::Lacking);
+    let unobserved = of(Availability::Unobserved);
+    if unobserved.is_empty() {
+        unseen.seen(cell, SERVICES);
+    }
+    if lacking.is_empty() && unobserved.is_empty() {
         return Step::Done(format!("{} services have their pods", services.len()));
+    }
+    if lacking.is_empty() {
+        let names: Vec<&str> = unobserved.iter().map(|it| &*it.name).collect();
+        return Step::unknown(
+            "DeploymentsNotObserved",
+            format!(
+                "the Deployment controller has not looked at the last change of {} yet",
+                names.join(", ")
+            ),
+            unseen.lasted(cell, SERVICES),
+        );
     }
     if let Some(diagnosis) = lacking
         .iter()
