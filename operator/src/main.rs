@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kube::Config;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use titan_operator::metrics::{CountingLedger, Metrics};
 use titan_operator::run::replica::{Settings, operate};
 use tokio::signal::unix::{SignalKind, signal};
@@ -64,12 +65,27 @@ fn main() -> ExitCode {
         }
     };
     init_logs(run.log);
+    allow_files();
     match runtime.block_on(serve(run)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Each stream of the registry takes a file, and so does each request to the apiserver. The limit that processes start with is
+/// that of programs that use `select`.
+fn allow_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        }
+        Ok(())
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the number of open files");
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Metrics {
     pub watch_errors: IntCounterVec,
     /// Objects that this version cannot read, by kind.
     pub unreadable: IntGaugeVec,
+    /// Servers of cells whose circuit is open, by kind. Known to the leader alone.
+    pub open_circuits: IntGaugeVec,
     /// Whether this replica leads.
     pub leading: IntGauge,
     /// The epoch of the last good table, by fleet.
@@ -73,6 +75,13 @@ impl Metrics {
             ),
             &["kind"],
         )?;
+        let open_circuits = IntGaugeVec::new(
+            Opts::new(
+                "titan_open_circuits",
+                "Servers that do not answer and are left alone for a while.",
+            ),
+            &["system"],
+        )?;
         let leading = IntGauge::new("titan_leading", "1 on the replica that leads.")?;
         let table_epoch = IntGaugeVec::new(
             Opts::new(
@@ -113,6 +122,7 @@ impl Metrics {
         registry.register(Box::new(failures.clone()))?;
         registry.register(Box::new(watch_errors.clone()))?;
         registry.register(Box::new(unreadable.clone()))?;
+        registry.register(Box::new(open_circuits.clone()))?;
         registry.register(Box::new(leading.clone()))?;
         registry.register(Box::new(table_epoch.clone()))?;
         registry.register(Box::new(fleet_cells.clone()))?;
@@ -124,6 +134,7 @@ impl Metrics {
             failures,
             watch_errors,
             unreadable,
+            open_circuits,
             leading,
             table_epoch,
             fleet_cells,
@@ -162,6 +173,7 @@ impl Metrics {
     /// Says nothing more of what only a leader knows.
     pub(crate) fn end_term(&self) {
         self.leading.set(0);
+        self.open_circuits.reset();
         self.fleet_cells.reset();
         self.fleet_cells_ready.reset();
     }

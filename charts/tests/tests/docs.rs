@@ -36,9 +36,10 @@ fn runbooks() -> String {
 
 /// Reasons of conditions in a source file: the string that follows one of these, before its unit tests.
 fn reasons(source: &str) -> BTreeSet<String> {
-    const BEFORE: [&str; 5] = [
+    const BEFORE: [&str; 6] = [
         "Step::failed(",
         "Step::waiting(",
+        "Step::unknown(",
         "invalid(",
         "reason: ",
         "ConditionType::Ready,",

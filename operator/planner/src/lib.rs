@@ -10,7 +10,9 @@
 
 pub mod assignment;
 pub mod availability;
+pub mod backoff;
 pub mod cell;
+pub mod circuit;
 pub mod condition;
 pub mod diagnosis;
 pub mod fleet;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::runtime::controller::Action;
+use titan_planner::backoff::Backoff;
 
 use crate::error::ReconcileError;
 use crate::run::context::Context;
@@ -42,7 +43,11 @@ impl Context {
 
     /// When to make the next attempt after one that failed.
     pub(crate) fn retry(&self, controller: &str, name: &str, error: &ReconcileError) -> Action {
-        let delay = self.failures.next_delay(&format!("{controller}/{name}"));
+        let object = format!("{controller}/{name}");
+        let (first, longest) = RETRY;
+        let delay = self
+            .failures
+            .pause(&object, error.category(), first, longest);
         self.metrics
             .failures
             .with_label_values(&[controller, error.category()])
@@ -52,25 +57,31 @@ impl Context {
     }
 }
 
+/// How soon to try again after an error: first, and at the latest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
+
 /// Failures in a row, by object, for the time until the next try.
 #[derive(Default)]
 pub struct Failures {
-    by_object: Mutex<HashMap<String, u32>>,
+    by_object: Mutex<HashMap<String, Backoff>>,
 }
 
 impl Failures {
-    /// Notes a failure and returns how long to wait: from half a second doubling to a minute, give or take a quarter,
-    /// so that a hundred cells that failed together do not come back together.
-    pub fn next_delay(&self, object: &str) -> Duration {
+    /// Notes a failure and returns how long to wait: longer each time while the reason is the same. A hundred cells that failed
+    /// together do not come back together.
+    pub fn pause(
+        &self,
+        object: &str,
+        reason: &str,
+        first: Duration,
+        longest: Duration,
+    ) -> Duration {
         let mut failures = self
             .by_object
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let count = failures.entry(object.to_owned()).or_insert(0);
-        let exponent = (*count).min(7);
-        *count = count.saturating_add(1);
-        let base = Duration::from_millis(500 << exponent).min(Duration::from_mins(1));
-        jitter(base)
+        let backoff = failures.entry(object.to_owned()).or_default();
+        backoff.next(reason, first, longest, rand::random())
     }
 
     /// Forgets an object's failures.

@@ -19,6 +19,7 @@ use crate::observe::own_writes::OwnWrites;
 use crate::observe::tables::Tables;
 use crate::observe::unseen::Unseen;
 use crate::run::attempt::Failures;
+use crate::run::dependencies::Dependencies;
 use crate::stores::kafka::KafkaAdmin;
 use crate::stores::postgres::Proof;
 
@@ -57,6 +58,8 @@ pub struct Context {
     pub compared: Arc<Compared>,
     /// Cells that wait for nothing but their pods.
     pub pass_cache: PassCache,
+    /// The servers that cells depend on outside of Kubernetes.
+    pub dependencies: Dependencies,
     /// Since when parts of cells could not be looked at.
     pub unseen: Unseen,
     /// How often each object failed in a row.
@@ -101,5 +104,13 @@ impl KafkaAdmins {
         let client = Arc::new(KafkaAdmin::new(bootstrap)?);
         clients.insert(bootstrap.to_owned(), client.clone());
         Ok(client)
+    }
+
+    /// Lets go of the clients of servers that no fleet names any more, mistyped ones for example.
+    pub fn keep(&self, named: impl Fn(&str) -> bool) {
+        self.by_bootstrap
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|bootstrap, _| named(bootstrap));
     }
 }

@@ -34,6 +34,7 @@ use crate::observe::{
 };
 use crate::run::attempt::Failures;
 use crate::run::context::{Context, KafkaAdmins};
+use crate::run::dependencies::Dependencies;
 use crate::run::replica::Settings;
 use crate::stores::postgres::Commit;
 
@@ -88,6 +89,7 @@ pub(crate) async fn lead(
         client,
         ledger,
         tables,
+        dependencies: Dependencies::new(metrics.clone()),
         metrics,
         system_namespace: settings.namespace,
         cluster: OnceCell::new(),

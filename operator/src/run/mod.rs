@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod client;
 pub mod context;
 mod controllers;
+pub mod dependencies;
 pub mod health;
 pub mod leadership;
 pub mod replica;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures::{FutureExt, StreamExt};
 use kube::runtime::watcher;
 use kube::{Client, Config};
+use nix::sys::resource::{Resource, getrlimit};
 use titan_crds::RoutingTable as TableResource;
 use titan_planner::Observed;
 use titan_routing::server::{RegistryOptions, RegistryService, builder};
@@ -37,6 +38,8 @@ pub struct Settings {
 
 /// How long one watch of tables lasts. A connection that is silent for some seconds longer is given up.
 const TABLE_WATCH_SECONDS: u32 = 30;
+/// Files that are kept for everything but the registry: requests to the apiserver, stores of cells, metrics.
+const OWN_FILES: usize = 512;
 /// The name of the Lease.
 const LEASE: &str = "titan-operator";
 /// What the operator calls itself to the apiserver.
@@ -75,7 +78,10 @@ pub async fn operate(
 ) -> Result<(), OperateError> {
     // So that an audit log says who wrote.
     config.headers.push((http::header::USER_AGENT, USER_AGENT));
-    let registry = RegistryService::new(RegistryOptions::default());
+    let registry = RegistryService::new(RegistryOptions {
+        max_streams: registry_streams(),
+        ..RegistryOptions::default()
+    });
     let tables = Arc::new(Tables::new(registry.clone()));
     let readiness = Readiness::default();
     let tasks = TaskTracker::new();
@@ -215,6 +221,15 @@ impl Replica {
         self.metrics.end_term();
         Ok(())
     }
+}
+
+/// How many streams the registry serves. A client that is one too many is told to try another replica; without files for its
+/// connection it would be told nothing, and no request to the apiserver could be made either.
+fn registry_streams() -> usize {
+    let default = RegistryOptions::default().max_streams;
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    default.min(files.saturating_sub(OWN_FILES).max(1))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, OperateError> {

@@ -30,6 +30,7 @@ use titan_operator::observe::tables::Tables;
 use titan_operator::observe::unseen::Unseen;
 use titan_operator::run::attempt::Failures;
 use titan_operator::run::context::{Context, KafkaAdmins};
+use titan_operator::run::dependencies::Dependencies;
 use titan_operator::stores::StoreError;
 use titan_operator::stores::postgres::{Proof, Witnesses};
 use titan_planner::cell::ServerCredentials;
@@ -409,6 +410,7 @@ impl World {
             proof: self.living.clone(),
             compared: self.compared.clone(),
             pass_cache: PassCache::default(),
+            dependencies: Dependencies::new(Metrics::new().unwrap()),
             unseen: Unseen::default(),
             failures: Failures::default(),
         }

@@ -7,6 +7,7 @@
 )]
 
 mod proxy;
+mod queues;
 mod replica;
 mod reports;
 mod terms;

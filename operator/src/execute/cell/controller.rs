@@ -28,7 +28,7 @@ use crate::observe::{Debounce, debounce};
 use crate::run::context::Context;
 
 /// Passes under way at once. Each holds all objects of its cell in memory, twice: as they are and as they should be.
-const CONCURRENCY: u16 = 6;
+const CONCURRENCY: u16 = 16;
 /// How long to gather events of a cell before looking at it: its services become ready one after another.
 const DEBOUNCE: Debounce = Debounce {
     quiet: Duration::from_millis(250),

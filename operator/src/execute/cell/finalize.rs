@@ -25,8 +25,10 @@ use crate::execute::cell::identity::recorded_database;
 use crate::execute::cell::postgres::POSTGRES;
 use crate::execute::cell::report;
 use crate::execute::finalizer::{is_held, release};
+use crate::ledger::System;
 use crate::observe::{Dereferenced, as_ref, dereference};
 use crate::run::context::Context;
+use crate::run::dependencies::Dependency;
 use crate::stores::StoreError;
 use crate::stores::postgres::{self, Claim, Database};
 
@@ -40,7 +42,9 @@ const ABANDON_DATABASE: &str = "titan.dev/abandon-database";
 /// The reason of the last step: what is in the namespace goes with it.
 const TERMINATING: &str = "NamespaceTerminating";
 
-const AGAIN: Duration = Duration::from_secs(2);
+/// How soon to go on with a deletion that waits for the same thing: first, and at the latest. Watches tell of the table and of the
+/// namespace.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(1));
 
 /// Takes a cell apart as far as it goes now, and lets it go when nothing is left.
 ///
@@ -50,17 +54,30 @@ pub(super) async fn finalize(cell: &Cell, context: &Context) -> Result<Action, R
     if !is_held(cell, FINALIZER) {
         return Ok(Action::await_change());
     }
+    let name = cell.name_any();
+    let object = format!("delete/{name}");
     if let Some(step) = take_apart(cell, context).await? {
+        let reason = match &step {
+            Step::Waiting { message, .. }
+            | Step::Failed { message, .. }
+            | Step::Unknown { message, .. }
+            | Step::Done(message) => message.clone(),
+            Step::NotReached => String::new(),
+        };
         let mut status = status_of(cell, &step)?;
         if matches!(&step, Step::Waiting { reason, .. } if reason == TERMINATING) {
             // That comes after the database: there is none to look for any more.
             status.database_id = None;
         }
         let _ = report::write(cell, context, status).await?;
-        return Ok(Action::requeue(AGAIN));
+        let (first, longest) = AGAIN;
+        return Ok(Action::requeue(
+            context.failures.pause(&object, &reason, first, longest),
+        ));
     }
     release(cell, FINALIZER, context).await?;
-    context.unseen.forget(&cell.name_any());
+    context.unseen.forget(&name);
+    context.failures.clear(&object);
     Ok(Action::await_change())
 }
 
@@ -202,7 +219,8 @@ async fn delete_topics(
             .await
             .map(|_| ())
     };
-    match gone.await {
+    let dependency = Dependency::new(System::Kafka, &fleet.spec.kafka.bootstrap);
+    match context.dependencies.ask(&dependency, gone).await {
         Ok(()) => Ok(None),
         Err(StoreError::Interrupted(interrupted)) => Err(interrupted.into()),
         Err(error) => Ok(Some(Step::failed(
@@ -273,7 +291,12 @@ async fn drop_external_database(
         Err(step) => Err(step),
     };
     let dropped = match server {
-        Ok(server) => postgres::drop_database(&server, known, context.ledger.as_ref())
+        Ok(server) => context
+            .dependencies
+            .ask(
+                &Dependency::of(System::Postgres, &server),
+                postgres::drop_database(&server, known, context.ledger.as_ref()),
+            )
             .await
             .map_err(|error| match error {
                 StoreError::Interrupted(interrupted) => Err(interrupted),

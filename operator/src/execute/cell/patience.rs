@@ -49,13 +49,13 @@ pub(super) fn starting(cell: &str, store: &str, waited: Duration) -> Step {
     )
 }
 
-/// What is said of a store that does not answer: after a while it is for a person.
-pub(super) fn unanswered(step: Step, waited: Duration) -> Step {
+/// What is said of a store that does not answer: after a while it is for a person, and stays so until it answers.
+pub(super) fn unanswered(cell: &Cell, step: Step, waited: Duration) -> Step {
     match step {
         Step::Waiting { reason, message }
         | Step::Unknown {
             reason, message, ..
-        } if waited >= PATIENCE => Step::Failed {
+        } if waited >= PATIENCE || is_stalled(cell, &reason) => Step::Failed {
             reason,
             message: format!(
                 "{message}. It has been so for more than {} minutes",
@@ -64,6 +64,13 @@ pub(super) fn unanswered(step: Step, waited: Duration) -> Step {
         },
         step => step,
     }
+}
+
+/// Whether a person was asked to look for this reason.
+fn is_stalled(cell: &Cell, reason: &str) -> bool {
+    let conditions = cell.status.iter().flat_map(|status| &status.conditions);
+    let mut stalled = conditions.filter(|it| it.type_ == ConditionType::Stalled.as_str());
+    stalled.any(|it| it.status == "True" && it.reason == reason)
 }
 
 #[cfg(test)]
@@ -82,8 +89,22 @@ mod tests {
         assert_eq!(start(soon), "waits: DatabasesStarting");
         assert_eq!(start(late), "fails: DatabaseNotReady");
         let away = || Step::waiting("PostgresUnreachable", "no answer");
-        assert_eq!(unanswered(away(), soon), away());
-        let late = unanswered(away(), late);
+        let mut cell = Cell::new(
+            "cell-001",
+            serde_json::from_value(serde_json::json!({
+                "fleet": "f", "profile": "p", "release": "1",
+            }))
+            .unwrap(),
+        );
+        assert_eq!(unanswered(&cell, away(), soon), away());
+        let late = unanswered(&cell, away(), late);
         assert_eq!(reason(&late), "fails: PostgresUnreachable");
+        // The condition is another one from then on, and the time begins anew; what was said stays.
+        let stalled = serde_json::json!({"conditions": [{
+            "type": "Stalled", "status": "True", "reason": "PostgresUnreachable", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]});
+        cell.status = serde_json::from_value(stalled).unwrap();
+        assert_eq!(unanswered(&cell, away(), soon), late);
     }
 }

@@ -16,7 +16,9 @@ use titan_planner::status::Step;
 
 use crate::error::ReconcileError;
 use crate::execute::apply::{LiveObject, LiveObjects, is_as_planned, number};
+use crate::ledger::System;
 use crate::run::context::Context;
+use crate::run::dependencies::Dependency;
 use crate::stores::StoreError;
 use crate::stores::patroni::{
     self, LockView, MemberView, Move, Replaced, Rollout, SetView, forget_lost_data,
@@ -196,7 +198,12 @@ impl<'a> ManagedPostgres<'a> {
         let witnesses = next.witnesses(&members, &lock);
         let proof = self.context.proof.as_ref();
         let ledger = self.context.ledger.as_ref();
-        let confirmed = match proof.commit(self.server, &witnesses, ledger).await {
+        let server = Dependency::of(System::Postgres, self.server);
+        let confirmed = self
+            .context
+            .dependencies
+            .ask(&server, proof.commit(self.server, &witnesses, ledger));
+        let confirmed = match confirmed.await {
             Ok(()) => next,
             Err(StoreError::Interrupted(interrupted)) => return Err(interrupted.into()),
             Err(error) => next.unconfirmed(&error.to_string()),

@@ -41,12 +41,13 @@ use crate::execute::cell::report::{Reported, report};
 use crate::execute::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::execute::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
 use crate::execute::finalizer::hold;
+use crate::ledger::System;
 use crate::observe::{as_ref, dereference, open_claim};
 use crate::run::attempt::{LIMIT, jitter};
 use crate::run::context::Context;
+use crate::run::dependencies::Dependency;
 use crate::stores::data_home::DataHome;
-use crate::stores::postgres::{Database, OwnershipRow};
-use crate::stores::{StoreError, kafka, postgres};
+use crate::stores::postgres::{self, Database, OwnershipRow};
 
 /// What cannot be looked at for a while, by the names under which that is remembered.
 const PASS: &str = "pass";
@@ -397,11 +398,19 @@ impl Pass<'_> {
         self.prune(ReclaimPolicy::Retain).await?;
 
         let epoch = rows.iter().map(|row| row.epoch).max().unwrap_or_default();
-        let databases = self.databases(managed.as_ref(), epoch).await?;
-        // Where the database is another cluster's, topics of these names may be, too.
-        if !matches!(&databases, Err(Step::Failed { reason, .. }) if reason == OTHER_CLUSTER) {
-            progress.steps.topics = self.topics().await?;
-        }
+        let databases = self.databases(managed.as_ref(), epoch);
+        let databases = if managed.is_some() {
+            let (databases, topics) = tokio::join!(databases, self.topics());
+            progress.steps.topics = topics?;
+            databases?
+        } else {
+            let databases = databases.await?;
+            // Where the database is another cluster's, topics of these names may be, too.
+            if !matches!(&databases, Err(Step::Failed { reason, .. }) if reason == OTHER_CLUSTER) {
+                progress.steps.topics = self.topics().await?;
+            }
+            databases
+        };
         let database = match databases {
             Ok(database) => database,
             Err(step) => {
@@ -415,7 +424,7 @@ impl Pass<'_> {
         progress.steps.databases = match members.step {
             Some(step) => {
                 let unready_for = unready_for(self.cell, ConditionType::DatabasesReady);
-                unanswered(step, unready_for.min(members.unchanged))
+                unanswered(self.cell, step, unready_for.min(members.unchanged))
             }
             None => Step::Done(database.message),
         };
@@ -546,26 +555,38 @@ impl Pass<'_> {
             // It is nobody else's.
             PostgresPlan::Managed { .. } => None,
         };
+        let Credentials {
+            postgres: sql_server,
+            redis: cache_server,
+            ..
+        } = self.credentials;
+        let sql = postgres::ensure(
+            sql_server,
+            Database {
+                name: &database,
+                id: known_database(self.cell, self.valid, self.live),
+                claim,
+            },
+            &self.valid.schemas,
+            &self.credentials.services,
+            ledger,
+        );
+        let cache = cache::ensure(self.valid, self.credentials, ledger);
+        let dependencies = &self.context.dependencies;
+        let (sql_server, cache_server) = (
+            Dependency::of(System::Postgres, sql_server),
+            Dependency::of(System::Redis, cache_server),
+        );
         let (sql, cache) = tokio::join!(
-            postgres::ensure(
-                &self.credentials.postgres,
-                Database {
-                    name: &database,
-                    id: known_database(self.cell, self.valid, self.live),
-                    claim,
-                },
-                &self.valid.schemas,
-                &self.credentials.services,
-                ledger,
-            ),
-            cache::ensure(self.valid, self.credentials, ledger),
+            dependencies.ask(&sql_server, sql),
+            dependencies.ask(&cache_server, cache),
         );
         let (sql, cache) = match (sql, cache) {
             (Ok(sql), Ok(cache)) => (sql, cache),
             (Err(error), _) | (_, Err(error)) => {
                 let unseen = self.context.unseen.lasted(&self.valid.name, DATABASES);
                 let step = store_step(&self.valid.name, error, unseen)?;
-                return Ok(Err(unanswered(step, unready_for)));
+                return Ok(Err(unanswered(self.cell, step, unready_for)));
             }
         };
         self.context.unseen.seen(&self.valid.name, DATABASES);
@@ -599,17 +620,14 @@ impl Pass<'_> {
         if self.valid.topics.is_empty() {
             return Ok(Step::Done("the profile names no topics".to_owned()));
         }
-        let kafka: Result<Arc<kafka::KafkaAdmin>, StoreError> =
-            self.context.kafka.get(&self.valid.kafka_bootstrap);
-        let ensured = match kafka {
-            Ok(kafka) => {
-                kafka
-                    .ensure(&self.valid.topics, self.context.ledger.as_ref())
-                    .await
-            }
-            Err(error) => Err(error),
+        let bootstrap = &self.valid.kafka_bootstrap;
+        let ensure = async {
+            let kafka = self.context.kafka.get(bootstrap)?;
+            let ledger = self.context.ledger.as_ref();
+            kafka.ensure(&self.valid.topics, ledger).await
         };
-        match ensured {
+        let dependency = Dependency::new(System::Kafka, bootstrap);
+        match self.context.dependencies.ask(&dependency, ensure).await {
             Ok(report) => {
                 self.context.unseen.seen(&self.valid.name, TOPICS);
                 let topics = format!("{} topics", self.valid.topics.len());
@@ -621,7 +639,7 @@ impl Pass<'_> {
                 let unseen = self.context.unseen.lasted(&self.valid.name, TOPICS);
                 let step = store_step(&self.valid.name, error, unseen)?;
                 let unready_for = unready_for(self.cell, ConditionType::TopicsReady);
-                Ok(unanswered(step, unready_for))
+                Ok(unanswered(self.cell, step, unready_for))
             }
         }
     }
@@ -644,7 +662,9 @@ impl Pass<'_> {
             if owned.contains(&OwnershipRow::active(row.range, &row.cell, row.epoch)) {
                 continue;
             }
-            let activated = home.activate(row.range, &row.cell, row.epoch).await;
+            let activate = home.activate(row.range, &row.cell, row.epoch);
+            let server = Dependency::of(System::Postgres, &self.credentials.postgres);
+            let activated = self.context.dependencies.ask(&server, activate).await;
             if let Err(error) = activated {
                 let unseen = self.context.unseen.lasted(&self.valid.name, SERVING);
                 return store_step(&self.valid.name, error, unseen);

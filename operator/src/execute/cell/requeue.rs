@@ -16,6 +16,8 @@ const STUCK: Duration = Duration::from_secs(10);
 /// How soon to look again at something that a person has to mend, and at something that has been going on for long: a
 /// hundred cells that start at once are not looked at all the time.
 pub(super) const LATER: Duration = Duration::from_secs(20);
+/// The longest until then, for what has failed or not answered for long. What a person changes is looked at when it changes.
+const LONGEST: Duration = Duration::from_mins(1);
 /// How soon to look again at a cell that is as it should be, for drift outside of Kubernetes.
 pub(super) const RESYNC: Duration = Duration::from_mins(10);
 
@@ -33,8 +35,8 @@ pub(super) fn is_waiting_for_pods(steps: &Steps) -> bool {
 pub(super) fn requeue(steps: &Steps, waited: Duration) -> Action {
     Action::requeue(jitter(match steps.decisive() {
         None => RESYNC,
-        Some(Step::Failed { .. }) => LATER,
-        Some(Step::Unknown { lasted, .. }) => (*lasted / 4).clamp(SOON, LATER),
+        Some(Step::Failed { .. }) => (waited / 4).clamp(LATER, LONGEST),
+        Some(Step::Unknown { lasted, .. }) => (*lasted / 4).clamp(SOON, LONGEST),
         // Watches tell how Jobs and Deployments get on, and only of a pod that is stuck they do not.
         Some(_) if steps.stores_are_done() => waited.clamp(STUCK, LATER),
         Some(_) => (waited / 4).clamp(SOON, LATER),

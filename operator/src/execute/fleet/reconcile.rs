@@ -46,6 +46,11 @@ pub async fn reconcile(
     if deleting && !is_held(fleet.as_ref(), FINALIZER) {
         return Ok(Action::await_change());
     }
+    let fleets = context.fleets.state();
+    context.kafka.keep(|bootstrap| {
+        let mut fleets = fleets.iter();
+        fleets.any(|fleet| fleet.spec.kafka.bootstrap == bootstrap)
+    });
     let fleet = if deleting {
         fleet
     } else {
