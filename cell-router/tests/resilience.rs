@@ -308,10 +308,11 @@ async fn pods_restart_one_after_the_other_without_a_failed_request() {
         router.shared.use_config(config.clone()).unwrap();
         load.more(500).await;
     }
-    assert!(
-        pods.iter().all(|pod| pod.requests() > 0),
-        "balanced over pods"
-    );
+    // On a busy machine the last pod may be dialled after the last of these requests.
+    until("a request at every pod, or one that failed", || {
+        pods.iter().all(|pod| pod.requests() > 0) || !load.failed.lock().unwrap().is_empty()
+    })
+    .await;
     assert_eq!(load.stop().await, Vec::<String>::new());
 }
 
