@@ -10,7 +10,6 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use titan_crds::{Cell, CellFleet, ServiceProfile};
 use titan_testbed::{Apiserver, Kafka, Postgres, Redis};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::proxy::Proxy;
