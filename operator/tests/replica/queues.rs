@@ -27,7 +27,9 @@ struct World {
 impl World {
     async fn secret(&self, name: &str, data: Value) {
         let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data,
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": name, "annotations": {"titan.dev/for-cells": "*"}},
+            "stringData": data,
         });
         let secret: Secret = serde_json::from_value(secret).unwrap();
         Api::<Secret>::namespaced(self.client.clone(), SYSTEM)
@@ -172,6 +174,7 @@ async fn stores_that_do_not_answer_delay_nobody_else() {
     world.secret("postgres", secret(server.port)).await;
     let redis = json!({
         "host": redis.host(), "port": redis.port().to_string(), "password": Redis::PASSWORD,
+        "sslmode": "disable",
     });
     world.secret("redis", redis).await;
     world.profile("healthy", "postgres").await;
