@@ -397,7 +397,8 @@ async fn a_database_that_was_lost_is_made_anew_when_a_person_gives_it_up() {
     let ready = condition(&cell, "Ready");
     assert!(ready.starts_with("False/OtherDatabase"), "{ready}");
     let id = cell.status.unwrap().database_id.unwrap();
-    let command = format!("kubectl annotate cell {namespace} titan.dev/give-up-database={id}");
+    let command =
+        format!("kubectl annotate --overwrite cell {namespace} titan.dev/give-up-database='{id}'");
     assert!(ready.contains(&command), "{ready}");
     assert!(
         ownership(&world.postgres(), &database).await.is_err(),
