@@ -16,6 +16,7 @@ pub mod cursor;
 mod database;
 mod error;
 pub mod headers;
+pub mod id_text;
 mod idempotency;
 pub mod metrics;
 mod money;

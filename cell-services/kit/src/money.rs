@@ -78,7 +78,7 @@ pub enum MoneyError {
     #[error("cannot mix {0} and {1} in one sum")]
     Mixed(Currency, Currency),
     /// The amount does not fit.
-    #[error("the amount is too large")]
+    #[error("the amount is larger than {} minor units", Money::LARGEST)]
     Overflow,
     /// A division into no parts.
     #[error("cannot divide an amount by weights that sum to zero")]
@@ -86,6 +86,9 @@ pub enum MoneyError {
 }
 
 impl Money {
+    /// The largest amount, of either sign: the largest integer that every reader of JSON reads exactly.
+    pub const LARGEST: i64 = (1 << 53) - 1;
+
     /// Nothing of a currency.
     #[must_use]
     pub const fn zero(currency: Currency) -> Self {
@@ -95,39 +98,27 @@ impl Money {
     /// The sum.
     ///
     /// # Errors
-    /// When the currencies differ or the sum does not fit.
+    /// When the currencies differ or the sum is larger than [`Money::LARGEST`].
     pub fn checked_add(self, other: Money) -> Result<Money, MoneyError> {
         self.same(other)?;
-        let minor = self
-            .minor
-            .checked_add(other.minor)
-            .ok_or(MoneyError::Overflow)?;
-        Ok(Money { minor, ..self })
+        self.with(self.minor.checked_add(other.minor))
     }
 
     /// The difference.
     ///
     /// # Errors
-    /// When the currencies differ or the difference does not fit.
+    /// When the currencies differ or the difference is larger than [`Money::LARGEST`].
     pub fn checked_sub(self, other: Money) -> Result<Money, MoneyError> {
         self.same(other)?;
-        let minor = self
-            .minor
-            .checked_sub(other.minor)
-            .ok_or(MoneyError::Overflow)?;
-        Ok(Money { minor, ..self })
+        self.with(self.minor.checked_sub(other.minor))
     }
 
     /// The amount `count` times.
     ///
     /// # Errors
-    /// When it does not fit.
+    /// When it is larger than [`Money::LARGEST`].
     pub fn times(self, count: u32) -> Result<Money, MoneyError> {
-        let minor = self
-            .minor
-            .checked_mul(i64::from(count))
-            .ok_or(MoneyError::Overflow)?;
-        Ok(Money { minor, ..self })
+        self.with(self.minor.checked_mul(i64::from(count)))
     }
 
     /// The sum of amounts of one currency.
@@ -189,6 +180,13 @@ impl Money {
                 Ok(Money { minor, ..self })
             })
             .collect()
+    }
+
+    fn with(self, minor: Option<i64>) -> Result<Money, MoneyError> {
+        minor
+            .filter(|minor| minor.unsigned_abs() <= Self::LARGEST.unsigned_abs())
+            .map(|minor| Money { minor, ..self })
+            .ok_or(MoneyError::Overflow)
     }
 
     fn same(self, other: Money) -> Result<(), MoneyError> {

@@ -90,7 +90,7 @@ pub const OUTBOX: Table = Table {
 };
 
 static KIT_MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
-const OUTBOX_MIGRATION: i64 = 2;
+const OUTBOX_MIGRATIONS: [i64; 2] = [2, 3];
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -112,7 +112,7 @@ impl Service {
     #[must_use]
     pub fn migrator(&self) -> Migrator {
         let of_kit = KIT_MIGRATIONS.iter().filter(|migration| {
-            migration.version != OUTBOX_MIGRATION || self.tables.contains(&OUTBOX)
+            !OUTBOX_MIGRATIONS.contains(&migration.version) || self.tables.contains(&OUTBOX)
         });
         let all: Vec<Migration> = of_kit.chain(self.migrations.iter()).cloned().collect();
         let mut migrator = Migrator::with_migrations(all);

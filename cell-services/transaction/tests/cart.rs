@@ -552,3 +552,47 @@ async fn a_redis_cluster_will_do() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cart_that_nobody_could_price_is_refused() -> anyhow::Result<()> {
+    let (_cell, mut client) = start().await?;
+    let owner = key(MINE);
+    let priced = |sku: &str, quantity, minor_units| LineInput {
+        sku: sku.to_owned(),
+        unit_price: Some(Money {
+            minor_units,
+            currency: "SGD".to_owned(),
+        }),
+        ..tea(quantity)
+    };
+    // By one line, and by two.
+    let too_much = [priced("gold", 2, i64::MAX), priced("gold", 1, i64::MAX)];
+    for line in too_much {
+        let status = client.add(fresh(owner, add(line))).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    }
+    let half = cell_kit::Money::LARGEST / 2 + 1;
+    client
+        .add(fresh(owner, add(priced("gold", 1, half))))
+        .await?;
+    let another = fresh(owner, add(priced("silver", 1, half)));
+    let status = client.add(another).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let twice = UpdateRequest {
+        sku: "gold".to_owned(),
+        quantity: 2,
+        expected_version: None,
+    };
+    let status = client.update(fresh(owner, twice)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    // A login must not fail for a cart: what does not fit is left out.
+    let merge = MergeGuestRequest {
+        guest_cart_id: uuid::Uuid::now_v7().to_string(),
+        lines: vec![priced("silver", 1, half), tea(1)],
+    };
+    let merged = client.merge_guest(fresh(owner, merge)).await?.into_inner();
+    assert_eq!(merged.lines.len(), 2);
+    let price = client.price(fresh(owner, PriceRequest {})).await?;
+    assert_eq!(price.into_inner().subtotal.unwrap().minor_units, half + 333);
+    Ok(())
+}

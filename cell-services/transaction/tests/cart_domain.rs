@@ -87,6 +87,23 @@ proptest! {
         }
     }
 
+    /// Seen to fail without the look at the total in `add`, and without the one in `update`.
+    #[test]
+    fn a_cart_of_any_amounts_can_be_priced(
+        steps in proptest::collection::vec((0..4_u32, 0..3_u32, 1..=MAX_QUANTITY, 0..=i64::MAX), 1..20),
+        shift in 0..63_u32,
+    ) {
+        let steps: Vec<Step> = steps
+            .into_iter()
+            .map(|(kind, sku, quantity, price)| match kind {
+                0 => Step::Update(sku, quantity),
+                1 => Step::Merge(vec![line(sku, 1, quantity, price >> shift)]),
+                _ => Step::Add(line(sku, 1, quantity, price >> shift)),
+            })
+            .collect();
+        prop_assert!(run(&steps).price().is_ok());
+    }
+
     #[test]
     fn a_merge_adds_up_and_takes_nothing_away(
         steps in proptest::collection::vec(step(), 0..20),

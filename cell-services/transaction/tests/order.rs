@@ -496,3 +496,48 @@ async fn lists_page_newest_first_by_state() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Readers of JSON whose numbers are doubles read 2^53 + 1 as 2^53.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_are_text_wherever_an_order_is_json() -> anyhow::Result<()> {
+    const SELLER: u64 = (1 << 53) + 1;
+    let (cell, mut client) = start().await?;
+    let owner = key(MINE);
+    let mut request = purchase("saga");
+    for line in &mut request.lines {
+        line.seller_id = SELLER;
+    }
+    let order = client
+        .create_from_saga(fresh(owner, request))
+        .await?
+        .into_inner();
+    let id = order.id;
+    let split = SplitBySellerRequest { id: id.clone() };
+    client.split_by_seller(fresh(owner, split)).await?;
+    let cancel = CancelRequest {
+        id: id.clone(),
+        reason: String::new(),
+    };
+    client.cancel(fresh(owner, cancel)).await?;
+    let request = TimelineRequest {
+        id,
+        ..Default::default()
+    };
+    let timeline = client.timeline(fresh(owner, request)).await?.into_inner();
+    let published: Vec<String> = sqlx::query_scalar("SELECT payload FROM outbox")
+        .fetch_all(&cell.admin)
+        .await?;
+    let documents = timeline.entries.into_iter().map(|entry| entry.data);
+    let mut found = 0;
+    for document in documents.chain(published) {
+        let numbers = document
+            .replace(' ', "")
+            .matches(&format!(":{SELLER}"))
+            .count();
+        assert_eq!(numbers, 0, "an id is a number in {document}");
+        found += document.matches(&format!("\"{SELLER}\"")).count();
+    }
+    // Three lines and a part of the order, stored and published each, and a release of stock.
+    assert_eq!(found, 9);
+    Ok(())
+}

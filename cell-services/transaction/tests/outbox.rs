@@ -17,7 +17,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use sqlx::{Connection, Executor};
 use titan_proto::order::v1::order_service_client::OrderServiceClient;
-use titan_proto::order::v1::{CreateFromSagaRequest, LineInput, Money};
+use titan_proto::order::v1::{
+    CreateFromSagaRequest, LineInput, Money, OrderState, SplitBySellerRequest, TransitionRequest,
+};
 use titan_testbed::Kafka;
 use titan_transaction::order::SERVICE;
 use tokio_util::sync::CancellationToken;
@@ -462,9 +464,9 @@ async fn events_of_another_server_come_first_and_in_their_order() -> anyhow::Res
         INSERT INTO outbox (xid, seq, owner_id, event_id, topic, payload, created_at) OVERRIDING SYSTEM VALUE
         SELECT xid::xid8, seq, 1000, gen_random_uuid(), 'order.events', json_build_object('eventType', type),
                now() - interval '1 hour'
-          FROM (VALUES ('9000000000', 8, 'second'), ('10000000000', 7, 'fourth'), ('10000000000', 6, 'third'),
+          FROM (VALUES ('9000000000', 8, 'third'), ('10000000000', 7, 'second'), ('10000000000', 6, 'first'),
                        -- This server has passed it.
-                       ('5', 9, 'first')) AS old (xid, seq, type)";
+                       ('5', 9, 'fourth')) AS old (xid, seq, type)";
     let kafka = shared_kafka().await?;
     let (mut cell, topic, _) = start(kafka.bootstrap(), "cell-restored").await?;
     cell.terminate();
@@ -509,16 +511,151 @@ async fn an_event_that_kafka_refuses_takes_none_before_it_along() -> anyhow::Res
     Ok(())
 }
 
+/// A database as the service has it, for transactions that a test steps through.
+fn database(cell: &Cell) -> anyhow::Result<Database> {
+    let ownership = Ownership::new(&cell.config.cell, &cell.config.cell, cell.tables());
+    let metrics = Metrics::new(SERVICE.name, SERVICE.descriptor)?;
+    Ok(Database::new(&cell.config.postgres, ownership, metrics)?)
+}
+
+async fn begin(database: &Database, owner: u64) -> anyhow::Result<Tx> {
+    let ownership = database.ownership();
+    let owner = ownership.check(key(owner), ownership.epoch()).await?;
+    Ok(Tx::begin(database, owner).await?)
+}
+
+async fn emit(tx: &mut Tx, aggregate_id: uuid::Uuid, version: u64) -> anyhow::Result<()> {
+    let event = cell_kit::Event {
+        topic: "order.events",
+        event_type: "Changed",
+        aggregate_id,
+        version,
+        data: &(),
+    };
+    Ok(tx.emit(&event).await?)
+}
+
+fn versions(records: &[Record], aggregate: uuid::Uuid) -> Vec<u64> {
+    let of_aggregate = records
+        .iter()
+        .filter(|record| record.event["aggregateId"] == aggregate.to_string());
+    of_aggregate
+        .map(|record| record.event["version"].as_u64().unwrap())
+        .collect()
+}
+
+/// The guard gives a transaction its id, before the row's lock decides who is first. Seen to fail with rows in the
+/// order of (xid, seq), and without the look at later transactions of the same owner.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_an_aggregate_leave_in_the_order_of_its_versions() -> anyhow::Result<()> {
+    let kafka = shared_kafka().await?;
+    let (cell, topic, _) = start(kafka.bootstrap(), "cell-order").await?;
+    let database = database(&cell)?;
+    let aggregate = uuid::Uuid::now_v7();
+    let marker = uuid::Uuid::now_v7();
+    // Ids in this order, and another transaction open between them.
+    let mut slow = begin(&database, MINE).await?;
+    let mut of_another_owner = begin(&database, MINE + 1).await?;
+    let mut open = sqlx::PgConnection::connect(&cell.postgres.url()).await?;
+    open.execute("BEGIN").await?;
+    open.execute("SELECT pg_current_xact_id()").await?;
+    let mut fast = begin(&database, MINE).await?;
+    // The row is locked by the one that began last.
+    emit(&mut fast, aggregate, 2).await?;
+    fast.commit(&database).await?;
+    emit(&mut slow, aggregate, 3).await?;
+    slow.commit(&database).await?;
+    // What was written after them, and waits for nothing, is published; they are not.
+    emit(&mut of_another_owner, marker, 1).await?;
+    of_another_owner.commit(&database).await?;
+    wait_for_outbox(&cell, 2).await?;
+    let early = topic.read(1)?;
+    assert_eq!((versions(&early, marker), early.len()), (vec![1], 1));
+
+    open.execute("COMMIT").await?;
+    wait_for_empty_outbox(&cell).await?;
+    assert_eq!(versions(&topic.read(2)?, aggregate), [2, 3]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_race_for_an_order_publish_its_versions_in_order() -> anyhow::Result<()> {
+    const ORDERS: usize = 15;
+    let kafka = shared_kafka().await?;
+    let (cell, topic, mut client) = start(kafka.bootstrap(), "cell-race").await?;
+    let mut orders = Vec::new();
+    for number in 0..ORDERS {
+        let request = fresh(key(MINE), purchase(&format!("saga {number}"), true));
+        orders.push(client.create_from_saga(request).await?.into_inner().id);
+    }
+    let writers = orders.iter().map(|id| {
+        let (mut moving, mut splitting) = (client.clone(), client.clone());
+        let to_processing = TransitionRequest {
+            id: id.clone(),
+            to: OrderState::Processing.into(),
+            expected_version: 0,
+        };
+        let split = SplitBySellerRequest { id: id.clone() };
+        async move {
+            let (moved, split) = tokio::join!(
+                moving.transition(fresh(key(MINE), to_processing)),
+                splitting.split_by_seller(fresh(key(MINE), split))
+            );
+            moved?;
+            split.map(drop)
+        }
+    });
+    for written in futures::future::join_all(writers).await {
+        written?;
+    }
+    wait_for_empty_outbox(&cell).await?;
+    let records = topic.read(ORDERS * 4)?;
+    for id in orders {
+        assert_eq!(versions(&records, id.parse()?), [1, 2, 3, 4], "order {id}");
+    }
+    Ok(())
+}
+
+/// Seen to fail with one producer and one queue for all topics.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_kafka_refuses_delays_its_own_topic_alone() -> anyhow::Result<()> {
+    const WRITE: &str = "
+        INSERT INTO outbox (owner_id, event_id, topic, payload)
+        SELECT 1000, gen_random_uuid(), topic, json_build_object('eventType', type, 'data', repeat('x', size))
+          FROM unnest($1::text[], $2::text[], $3::int[]) WITH ORDINALITY AS event (topic, type, size, place)
+         ORDER BY place";
+    let kafka = shared_kafka().await?;
+    let (cell, events, _) = start(kafka.bootstrap(), "cell-poison").await?;
+    let other = Topic::create(kafka.bootstrap(), "titan.cell-poison.order.other").await?;
+    // The refused one is the first, and enough of its topic follow it to fill a batch.
+    let mut rows = vec![("order.events", "large", 1_000_000)];
+    rows.extend(std::iter::repeat_n(("order.events", "waits", 1), 600));
+    rows.push(("order.other", "passes", 1));
+    let (topics, (types_, sizes)): (Vec<&str>, (Vec<&str>, Vec<i32>)) = rows
+        .into_iter()
+        .map(|(topic, name, size)| (topic, (name, size)))
+        .unzip();
+    sqlx::query(WRITE)
+        .bind(topics)
+        .bind(types_)
+        .bind(sizes)
+        .execute(&cell.admin)
+        .await?;
+    assert_eq!(types(&other.read(1)?), ["passes"]);
+    wait_for_outbox(&cell, 601).await?;
+    let large = "DELETE FROM outbox WHERE length(payload) > 1000000";
+    assert_eq!(cell.admin.execute(large).await?.rows_affected(), 1);
+    wait_for_empty_outbox(&cell).await?;
+    assert_eq!(events.read(600)?.len(), 600);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_is_too_large_is_refused_to_its_writer() -> anyhow::Result<()> {
     let kafka = shared_kafka().await?;
     let (cell, topic, _) = start(kafka.bootstrap(), "cell-large").await?;
-    let ownership = Ownership::new("cell-large", "cell-large", cell.tables());
-    let metrics = Metrics::new(SERVICE.name, SERVICE.descriptor)?;
-    let database = Database::new(&cell.config.postgres, ownership, metrics)?;
-    let ownership = database.ownership();
-    let owner = ownership.check(key(MINE), ownership.epoch()).await?;
-    let mut tx = Tx::begin(&database, owner).await?;
+    let database = database(&cell)?;
+    let mut tx = begin(&database, MINE).await?;
     let mut emitted = Vec::new();
     // The envelope adds some hundred bytes.
     for size in [989_000, 990_000] {
@@ -526,6 +663,7 @@ async fn an_event_that_is_too_large_is_refused_to_its_writer() -> anyhow::Result
             topic: "order.events",
             event_type: "Large",
             aggregate_id: tx.new_id(),
+            version: 1,
             data: &"x".repeat(size),
         };
         emitted.push(tx.emit(&event).await);

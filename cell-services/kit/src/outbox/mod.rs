@@ -1,12 +1,13 @@
 //! Events: written with their effect, published after it, in order.
 //!
-//! A transaction id is given out before the commit, so "rows with a larger id than the last" loses rows that
-//! commit late. The publisher reads rows whose transaction is below the oldest one that still runs: all of
-//! those are decided, and none can appear among them later. A transaction that stays open holds back the
-//! events of all; the service's own sessions are ended when they idle in one.
+//! Order is kept for each aggregate. `seq` is taken when the event is written, under the lock of the aggregate's row,
+//! so it is the aggregate's order. A row that is not committed yet cannot be seen, and "rows with a larger `seq` than
+//! the last" loses it. The publisher therefore reads rows whose transaction is below the oldest one that still runs,
+//! and of those only the ones that no younger row of the same owner precedes. A transaction that stays open holds back
+//! the events of all; the service's own sessions are ended when they idle in one.
 //!
-//! One event that Kafka does not take would hold back all after it, for ever. So it is refused where it is
-//! written, while somebody can still be told.
+//! An event that Kafka does not take holds back later events of its topic. So an event that is too large is refused
+//! where it is written, while somebody can still be told.
 
 mod publisher;
 
@@ -33,6 +34,8 @@ pub struct Event<'a, T> {
     pub event_type: &'a str,
     /// What it happened to.
     pub aggregate_id: Uuid,
+    /// The version of the aggregate after it. Consumers put events of an aggregate in order by it, and drop repeats.
+    pub version: u64,
     /// The facts.
     pub data: &'a T,
 }
@@ -43,6 +46,7 @@ pub struct Event<'a, T> {
 struct Envelope<'a, T> {
     event_type: &'a str,
     aggregate_id: Uuid,
+    version: u64,
     /// A decimal number in a text, for keys do not fit the numbers of JavaScript.
     user_id: String,
     data: &'a T,
@@ -71,6 +75,7 @@ pub(crate) async fn write(
     let payload = serde_json::to_string(&Envelope {
         event_type: event.event_type,
         aggregate_id: event.aggregate_id,
+        version: event.version,
         user_id: row.owner.key.to_string(),
         data: event.data,
         timestamp: row.at.to_rfc3339_opts(SecondsFormat::Micros, true),

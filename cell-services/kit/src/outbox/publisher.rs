@@ -1,22 +1,26 @@
 //! The worker that carries the outbox to Kafka: one replica at a time, in order, at least once.
+//!
+//! Each topic has a lane of its own: a producer, at most one batch in flight, and a pause after a failure. A topic
+//! that Kafka does not take, or an event of it that Kafka refuses, delays the events of that topic alone.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::stream::FuturesOrdered;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, FuturesUnordered};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord};
 use rdkafka::types::RDKafkaErrorCode;
-use sqlx::postgres::PgRow;
-use sqlx::{Connection, Executor, PgConnection, Row};
+use sqlx::{Connection, Executor, FromRow, PgConnection, Row};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::{Database, within};
 
-/// How many events are in flight at once.
+/// How many events of a topic are in flight at once.
 const BATCH: i64 = 500;
 /// How soon a commit of another replica is found.
 const POLL: Duration = Duration::from_millis(100);
@@ -26,8 +30,12 @@ const SURVEY: Duration = Duration::from_secs(1);
 const ASK: Duration = Duration::from_secs(1);
 /// How long a batch in flight may take to finish when the process ends.
 const FINISH: Duration = Duration::from_secs(3);
-/// The longest pause after a failure.
+/// The pause of a topic after its first failure. It doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause of a topic after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The pause before a new session is opened. A new primary of PostgreSQL is looked for at a steady pace.
+const NEXT_SESSION: Duration = Duration::from_millis(200);
 
 /// Where events go.
 #[derive(Clone, Debug)]
@@ -46,27 +54,65 @@ pub struct Publisher {
     config: PublisherConfig,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum PublishError {
-    #[error("PostgreSQL: {0}")]
-    Database(#[from] sqlx::Error),
-    #[error("Kafka: {0}; events wait in the outbox, nothing is lost")]
-    Kafka(#[from] KafkaError),
-    #[error(
-        "Kafka: {source}, of event {event_id} for topic {topic}; it waits in the outbox, and so do later ones"
-    )]
-    Event {
-        event_id: String,
-        topic: String,
-        source: KafkaError,
-    },
+/// An event of the outbox.
+#[derive(Debug, FromRow)]
+struct Event {
+    xid: String,
+    seq: i64,
+    owner_id: i64,
+    event_id: String,
+    topic: String,
+    payload: String,
+    traceparent: Option<String>,
 }
 
-/// What one round did.
-#[derive(Debug, PartialEq, Eq)]
-enum Round {
-    Empty,
-    Published,
+/// A batch of one topic, after Kafka has answered.
+struct Delivered {
+    topic: String,
+    events: Vec<Event>,
+    /// How many of the events, from the first, Kafka has acknowledged without a gap.
+    acknowledged: usize,
+    failure: Option<KafkaError>,
+}
+
+/// What the publisher knows of a topic.
+struct Lane {
+    /// None after a failure: the sequence numbers of a producer that failed are not to be trusted.
+    producer: Option<FutureProducer>,
+    in_flight: bool,
+    pause: Duration,
+    not_before: Option<Instant>,
+}
+
+impl Lane {
+    fn new() -> Self {
+        Lane {
+            producer: None,
+            in_flight: false,
+            pause: FIRST_PAUSE,
+            not_before: None,
+        }
+    }
+
+    fn is_busy(&self, now: Instant) -> bool {
+        self.in_flight || self.not_before.is_some_and(|at| at > now)
+    }
+
+    fn succeeded(&mut self) {
+        *self = Lane {
+            producer: self.producer.take(),
+            ..Lane::new()
+        };
+    }
+
+    fn failed(&mut self, now: Instant) {
+        *self = Lane {
+            producer: None,
+            in_flight: false,
+            pause: (self.pause * 2).min(LONGEST_PAUSE),
+            not_before: Some(now + self.pause),
+        };
+    }
 }
 
 impl Publisher {
@@ -75,9 +121,8 @@ impl Publisher {
         Publisher { database, config }
     }
 
-    /// Publishes until `stop`. A batch in flight may finish; what is left waits for the next process.
+    /// Publishes until `stop`. Batches in flight may finish; what is left waits for the next process.
     pub async fn run(self, stop: CancellationToken) {
-        let mut pause = Duration::from_millis(100);
         loop {
             let error = tokio::select! {
                 () = async { stop.cancelled().await; tokio::time::sleep(FINISH).await } => return,
@@ -86,24 +131,17 @@ impl Publisher {
                     Err(error) => error,
                 },
             };
-            tracing::warn!(%error, "the outbox publisher starts again");
+            tracing::warn!(%error, "the outbox publisher lost PostgreSQL and starts again");
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(NEXT_SESSION) => {}
             }
-            pause = match error {
-                // A new leader of PostgreSQL is looked for at a steady pace.
-                PublishError::Database(_) => Duration::from_millis(200),
-                PublishError::Kafka(_) | PublishError::Event { .. } => {
-                    (pause * 2).min(LONGEST_PAUSE)
-                }
-            };
         }
     }
 
     /// Waits for the lease, then publishes as long as it holds. The lease is a lock of a session: it is gone
     /// when the session is, and a session that is gone cannot read either.
-    async fn lead(&self, stop: &CancellationToken) -> Result<(), PublishError> {
+    async fn lead(&self, stop: &CancellationToken) -> Result<(), sqlx::Error> {
         let mut session = self.database.dedicated().await?;
         while !try_lease(&mut session).await? {
             // Another replica publishes, and says how late; what this one said when it did is over.
@@ -114,29 +152,126 @@ impl Publisher {
             }
         }
         tracing::info!("this replica publishes the outbox");
-        // A producer a lease: after a failure its sequence numbers are not to be trusted.
-        let producer = self.producer()?;
+        let mut lanes: HashMap<String, Lane> = HashMap::new();
+        let mut in_flight: FuturesUnordered<BoxFuture<'static, Delivered>> =
+            FuturesUnordered::new();
         let mut surveyed: Option<Instant> = None;
         loop {
-            if stop.is_cancelled() {
-                return Ok(());
-            }
             // Before the first batch, too: rows of another server come before those written here since.
             if surveyed.is_none_or(|at| at.elapsed() >= SURVEY) {
                 let lag = survey(&mut session).await?;
                 self.database.metrics().outbox_lag(lag);
                 surveyed = Some(Instant::now());
             }
-            let round = self.publish_batch(&mut session, &producer).await?;
-            if round == Round::Published {
-                continue;
+            if !stop.is_cancelled() {
+                for batch in next_batches(&mut session, &lanes).await? {
+                    in_flight.push(self.deliver(&mut lanes, batch));
+                }
+            } else if in_flight.is_empty() {
+                return Ok(());
             }
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                Some(delivered) = in_flight.next() => self.settle(&mut session, &mut lanes, delivered).await?,
+                () = stop.cancelled(), if !stop.is_cancelled() => {}
                 () = self.database.outbox_written().notified() => {}
                 () = tokio::time::sleep(POLL) => {}
             }
         }
+    }
+
+    /// Gives a batch of one topic to its producer, in order; the answers come later.
+    fn deliver(
+        &self,
+        lanes: &mut HashMap<String, Lane>,
+        events: Vec<Event>,
+    ) -> BoxFuture<'static, Delivered> {
+        let topic = events
+            .first()
+            .map_or_else(String::new, |event| event.topic.clone());
+        let lane = lanes.entry(topic.clone()).or_insert_with(Lane::new);
+        lane.in_flight = true;
+        let mut deliveries = FuturesOrdered::new();
+        let mut failure = None;
+        match self.producer_of(lane) {
+            Err(error) => failure = Some(error),
+            Ok(producer) => {
+                for event in &events {
+                    match self.send(producer, event) {
+                        Ok(delivery) => deliveries.push_back(delivery),
+                        Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => break,
+                        // What is queued already gets its answers first: it must not be published again for this one.
+                        Err(error) => {
+                            failure = Some(error);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Box::pin(async move {
+            let mut acknowledged = 0;
+            let mut first_failure = None;
+            while let Some(delivery) = deliveries.next().await {
+                match delivery {
+                    Ok(Ok(_)) if first_failure.is_none() => acknowledged += 1,
+                    Ok(Ok(_)) => {}
+                    Ok(Err((error, _))) => {
+                        first_failure.get_or_insert(error);
+                    }
+                    Err(_) => {
+                        first_failure.get_or_insert(KafkaError::Canceled);
+                    }
+                }
+            }
+            Delivered {
+                topic,
+                events,
+                acknowledged,
+                failure: first_failure.or(failure),
+            }
+        })
+    }
+
+    /// Only what precedes the first failure is done; the rest is published again, and has the same event ids.
+    async fn settle(
+        &self,
+        session: &mut PgConnection,
+        lanes: &mut HashMap<String, Lane>,
+        delivered: Delivered,
+    ) -> Result<(), sqlx::Error> {
+        let Delivered {
+            topic,
+            events,
+            acknowledged,
+            failure,
+        } = delivered;
+        let (done, rest) = events.split_at(acknowledged);
+        delete(session, done).await?;
+        self.database.metrics().outbox_published(acknowledged);
+        let lane = lanes.entry(topic).or_insert_with(Lane::new);
+        match failure {
+            None => lane.succeeded(),
+            Some(error) => {
+                let event = rest.first();
+                tracing::warn!(
+                    %error,
+                    topic = event.map_or_else(String::new, |event| self.topic(event)),
+                    event_id = event.map_or("", |event| &event.event_id),
+                    pause = ?lane.pause,
+                    "Kafka did not take an event: it waits in the outbox, and so do later events of its topic"
+                );
+                lane.failed(Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    fn producer_of<'l>(&self, lane: &'l mut Lane) -> Result<&'l FutureProducer, KafkaError> {
+        let producer = match lane.producer.take() {
+            Some(producer) => producer,
+            None => self.producer()?,
+        };
+        Ok(lane.producer.insert(producer))
     }
 
     fn producer(&self) -> Result<FutureProducer, KafkaError> {
@@ -155,101 +290,98 @@ impl Publisher {
             .create()
     }
 
-    async fn publish_batch(
-        &self,
-        session: &mut PgConnection,
-        producer: &FutureProducer,
-    ) -> Result<Round, PublishError> {
-        let rows = within(
-            Duration::from_secs(5),
-            sqlx::query(
-                // By the columns: `xid` alone would be the text, by which 1000 comes before 999.
-                "SELECT xid::text AS xid, seq, owner_id, event_id::text AS event_id, topic, payload, traceparent
-                   FROM outbox WHERE xid < pg_snapshot_xmin(pg_current_snapshot())
-                  ORDER BY outbox.xid, outbox.seq LIMIT $1",
-            )
-            .bind(BATCH)
-            .fetch_all(&mut *session),
-        )
-        .await?;
-        if rows.is_empty() {
-            return Ok(Round::Empty);
-        }
-
-        let mut deliveries = FuturesOrdered::new();
-        let mut refused = None;
-        for row in &rows {
-            // Queued here and now, in order; the answer comes later.
-            match self.send(producer, row) {
-                Ok(delivery) => deliveries.push_back(delivery),
-                Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => break,
-                // What is queued already gets its answers first: it must not be published again for this one.
-                Err(error) => {
-                    refused = Some(error);
-                    break;
-                }
-            }
-        }
-
-        let mut acknowledged = 0;
-        let mut failure = None;
-        while let Some(delivery) = deliveries.next().await {
-            match delivery {
-                Ok(Ok(_)) if failure.is_none() => acknowledged += 1,
-                Ok(Ok(_)) => {}
-                Ok(Err((error, _))) => {
-                    failure.get_or_insert(error);
-                }
-                Err(_) => {
-                    failure.get_or_insert(KafkaError::Canceled);
-                }
-            }
-        }
-        // Only what precedes the first failure is done; the rest is published again, and has the same event ids.
-        let (done, rest) = rows.split_at(acknowledged);
-        delete(session, done).await?;
-        self.database.metrics().outbox_published(acknowledged);
-        match (failure.or(refused), rest.first()) {
-            (Some(source), Some(row)) => Err(PublishError::Event {
-                event_id: row.get("event_id"),
-                topic: self.topic(row),
-                source,
-            }),
-            _ => Ok(Round::Published),
-        }
+    fn topic(&self, event: &Event) -> String {
+        format!("titan.{}.{}", self.config.cell, event.topic)
     }
 
-    fn topic(&self, row: &PgRow) -> String {
-        format!("titan.{}.{}", self.config.cell, row.get::<&str, _>("topic"))
-    }
-
-    fn send(&self, producer: &FutureProducer, row: &PgRow) -> Result<DeliveryFuture, KafkaError> {
-        let topic = self.topic(row);
-        let key = row.get::<i64, _>("owner_id").to_string();
+    fn send(&self, producer: &FutureProducer, event: &Event) -> Result<DeliveryFuture, KafkaError> {
+        let topic = self.topic(event);
+        let key = event.owner_id.to_string();
         let mut headers = OwnedHeaders::new().insert(Header {
             key: "eventId",
-            value: Some(row.get::<&str, _>("event_id")),
+            value: Some(event.event_id.as_str()),
         });
-        if let Some(traceparent) = row.get::<Option<&str>, _>("traceparent") {
+        if let Some(traceparent) = &event.traceparent {
             headers = headers.insert(Header {
                 key: "traceparent",
-                value: Some(traceparent),
+                value: Some(traceparent.as_str()),
             });
         }
         let record = FutureRecord::to(&topic)
             .key(&key)
-            .payload(row.get::<&str, _>("payload"))
+            .payload(&event.payload)
             .headers(headers);
         producer.send_result(record).map_err(|(error, _)| error)
     }
 }
 
-async fn delete(session: &mut PgConnection, rows: &[PgRow]) -> Result<(), sqlx::Error> {
-    if rows.is_empty() {
+/// The next events of each topic that is not busy, a batch a topic, in order.
+///
+/// `seq` is given out under the lock of the aggregate's row, so it is the order of the aggregate. The transaction
+/// id is not: it is given out earlier, by the guard. It only tells whether anything may still be written before a
+/// row: below the horizon all transactions are decided. A row that was written by a transaction above the horizon
+/// holds back later rows of its owner that lie below it. No row that precedes a visible one of its aggregate can be
+/// invisible: its transaction ended before the lock was granted.
+async fn next_batches(
+    session: &mut PgConnection,
+    lanes: &HashMap<String, Lane>,
+) -> Result<Vec<Vec<Event>>, sqlx::Error> {
+    let now = Instant::now();
+    let busy: Vec<&str> = lanes
+        .iter()
+        .filter(|(_, lane)| lane.is_busy(now))
+        .map(|(topic, _)| topic.as_str())
+        .collect();
+    let events: Vec<Event> = within(
+        Duration::from_secs(5),
+        sqlx::query_as(
+            // The first part steps from topic to topic by the index. `held` is read only when there are candidates.
+            "WITH RECURSIVE topics AS (
+                 (SELECT topic FROM outbox ORDER BY topic LIMIT 1)
+                 UNION ALL
+                 SELECT (SELECT topic FROM outbox WHERE topic > topics.topic ORDER BY topic LIMIT 1)
+                   FROM topics WHERE topics.topic IS NOT NULL
+             ), held AS MATERIALIZED (
+                 SELECT owner_id, min(seq) AS first FROM outbox
+                  WHERE xid >= pg_snapshot_xmin(pg_current_snapshot()) GROUP BY owner_id
+             )
+             SELECT next.* FROM topics CROSS JOIN LATERAL (
+                 SELECT xid::text AS xid, seq, owner_id, event_id::text AS event_id, outbox.topic, payload, traceparent
+                   FROM outbox
+                  WHERE outbox.topic = topics.topic AND outbox.xid < pg_snapshot_xmin(pg_current_snapshot())
+                    AND NOT EXISTS (SELECT FROM held WHERE held.owner_id = outbox.owner_id AND held.first < outbox.seq)
+                  ORDER BY outbox.seq LIMIT $1
+             ) AS next
+              WHERE topics.topic <> ALL ($2)
+              ORDER BY next.topic, next.seq",
+        )
+        .bind(BATCH)
+        .bind(&busy)
+        .fetch_all(session),
+    )
+    .await?;
+    let mut batches: Vec<Vec<Event>> = Vec::new();
+    for event in events {
+        match batches.last_mut() {
+            Some(batch)
+                if batch
+                    .first()
+                    .is_some_and(|first| first.topic == event.topic) =>
+            {
+                batch.push(event);
+            }
+            _ => batches.push(vec![event]),
+        }
+    }
+    Ok(batches)
+}
+
+async fn delete(session: &mut PgConnection, events: &[Event]) -> Result<(), sqlx::Error> {
+    if events.is_empty() {
         return Ok(());
     }
-    let xids: Vec<&str> = rows.iter().map(|row| row.get("xid")).collect();
-    let seqs: Vec<i64> = rows.iter().map(|row| row.get("seq")).collect();
+    let xids: Vec<&str> = events.iter().map(|event| event.xid.as_str()).collect();
+    let seqs: Vec<i64> = events.iter().map(|event| event.seq).collect();
     within(
         Duration::from_secs(5),
         sqlx::query(
@@ -263,7 +395,6 @@ async fn delete(session: &mut PgConnection, rows: &[PgRow]) -> Result<(), sqlx::
     .await?;
     Ok(())
 }
-
 /// How long the oldest event has waited, in seconds. Rows of another server are adopted on the way.
 ///
 /// It reads the first and the last row by the primary key, however many lie between: rows leave at the front,
@@ -299,10 +430,9 @@ async fn survey(session: &mut PgConnection) -> Result<f64, sqlx::Error> {
 /// transaction ids, which this one may reach in months.
 ///
 /// They get the transaction id 1, which no transaction of any server has (the first is 3): nothing waits for
-/// it, and it comes before all that was written here. Under one id the order is that of `seq`, and the old
-/// `seq` has another order than (`xid`, `seq`): a transaction may take its id first and its `seq` last. So
-/// `seq` is given anew, in the old order. It is always generated, so this is a delete and an insert, which
-/// also needs no right that the service lacks. The outbox does not move with its owner, and no guard is on it.
+/// it. They get a `seq` below all that there are, in the order of the old `seq`: they were written first. The column
+/// is an identity, so this is a delete and an insert, which also needs no right that the service lacks. The outbox
+/// does not move with its owner, and no guard is on it.
 ///
 /// An old row whose id this server has passed cannot be told by its id. It is as old as the others, and taken
 /// along by its age, or they would overtake it.
@@ -318,11 +448,14 @@ async fn adopt(session: &mut PgConnection) -> Result<u64, sqlx::Error> {
             .execute(
                 "WITH newest AS (SELECT max(created_at) AS at FROM outbox
                                   WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())),
+                      lowest AS (SELECT min(seq) AS seq FROM outbox),
                       taken AS (DELETE FROM outbox USING newest WHERE outbox.created_at <= newest.at
                                 RETURNING outbox.*)
-                 INSERT INTO outbox (xid, owner_id, event_id, topic, payload, traceparent, created_at)
-                 SELECT '1'::xid8, owner_id, event_id, topic, payload, traceparent, created_at
-                   FROM taken ORDER BY taken.xid, taken.seq",
+                 INSERT INTO outbox (xid, seq, owner_id, event_id, topic, payload, traceparent, created_at)
+                 OVERRIDING SYSTEM VALUE
+                 SELECT '1'::xid8, lowest.seq - row_number() OVER (ORDER BY taken.seq DESC, taken.xid DESC),
+                        owner_id, event_id, topic, payload, traceparent, created_at
+                   FROM taken, lowest",
             )
             .await?
             .rows_affected();

@@ -20,6 +20,7 @@ pub struct Line {
     /// What.
     pub sku: String,
     /// From whom.
+    #[serde(with = "cell_kit::id_text")]
     pub seller_id: u64,
     /// How many.
     pub quantity: u32,
@@ -95,7 +96,7 @@ impl Cart {
                 MoneyError::Mixed(other.unit_price.currency, line.unit_price.currency).into(),
             );
         }
-        match self.lines.iter_mut().find(|there| there.sku == line.sku) {
+        match self.lines.iter().find(|there| there.sku == line.sku) {
             Some(there) => {
                 if there.seller_id != line.seller_id {
                     return Err(CartError::Invalid(format!(
@@ -110,7 +111,9 @@ impl Cart {
                         line.sku
                     )));
                 }
-                *there = Line { quantity, ..line };
+                let line = Line { quantity, ..line };
+                self.check_total(&line)?;
+                self.put(line);
             }
             None => {
                 if self.lines.len() >= MAX_LINES {
@@ -118,9 +121,27 @@ impl Cart {
                         "a cart has at most {MAX_LINES} lines"
                     )));
                 }
+                self.check_total(&line)?;
                 self.lines.push(line);
             }
         }
+        Ok(())
+    }
+
+    /// Replaces the line of its SKU.
+    fn put(&mut self, line: Line) {
+        if let Some(there) = self.lines.iter_mut().find(|there| there.sku == line.sku) {
+            *there = line;
+        }
+    }
+
+    /// Refuses a line that would make a cart which nobody can price.
+    fn check_total(&self, line: &Line) -> Result<(), CartError> {
+        let others = self.lines.iter().filter(|there| there.sku != line.sku);
+        let amount = line.unit_price.times(line.quantity)?;
+        others
+            .map(|there| there.unit_price.times(there.quantity))
+            .try_fold(amount, |sum, amount| sum.checked_add(amount?))?;
         Ok(())
     }
 
@@ -136,11 +157,19 @@ impl Cart {
         }
         let line = self
             .lines
-            .iter_mut()
+            .iter()
             .find(|line| line.sku == sku)
             .ok_or_else(|| CartError::NoLine(sku.to_owned()))?;
-        line.quantity = quantity;
-        self.lines.retain(|line| line.quantity > 0);
+        if quantity == 0 {
+            self.remove(sku);
+            return Ok(());
+        }
+        let line = Line {
+            quantity,
+            ..line.clone()
+        };
+        self.check_total(&line)?;
+        self.put(line);
         Ok(())
     }
 

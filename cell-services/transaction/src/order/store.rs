@@ -164,6 +164,7 @@ async fn append_all(
                 topic: EVENTS.name,
                 event_type: message.name(),
                 aggregate_id: id,
+                version: after.version,
                 data: &message,
             })
             .await?;

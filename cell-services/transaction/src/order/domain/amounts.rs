@@ -26,6 +26,7 @@ pub struct SubOrder {
     /// Its id.
     pub id: Uuid,
     /// Whose.
+    #[serde(with = "cell_kit::id_text")]
     pub seller_id: u64,
     /// Its lines.
     pub line_ids: Vec<Uuid>,

@@ -81,6 +81,7 @@ pub struct Line {
     /// What.
     pub sku: String,
     /// From whom.
+    #[serde(with = "cell_kit::id_text")]
     pub seller_id: u64,
     /// How many.
     pub quantity: u32,
