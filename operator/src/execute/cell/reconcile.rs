@@ -382,7 +382,8 @@ impl Pass<'_> {
         rows: &[Assignment],
         progress: &mut Progress,
     ) -> Result<Option<Services>, ReconcileError> {
-        self.apply_foundation().await?;
+        let environment = self.environment();
+        self.apply_foundation(&environment).await?;
         let managed = ManagedPostgres::of(
             self.valid,
             self.live,
@@ -429,7 +430,7 @@ impl Pass<'_> {
             None => Step::Done(database.message),
         };
         progress.database_id = Some(database.id.clone());
-        self.apply_all(self.environment()).await?;
+        self.apply_all(environment.into_iter()).await?;
         self.prune(self.valid.reclaim_policy).await?;
 
         let jobs = migrate(self.scope(), &self.desired.objects, &database.id).await?;
@@ -466,25 +467,27 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What services are told of their databases.
-    fn environment(&self) -> impl Iterator<Item = &Object> {
+    /// What services are told of their databases, where it is something else than they are told now. A pod that is replaced must
+    /// not be sent to other databases before those were found to be the cell's. New passwords are kept at once, for the databases
+    /// are about to be told.
+    fn environment(&self) -> Vec<&Object> {
+        let tells_otherwise = |object: &Object| match self.live.get(object.kind, &object.name) {
+            Some(live) => live.body().get("data") != object.body().get("data"),
+            None => object.kind != Kind::Secret,
+        };
         let is_service_secret = |object: &Object| object.kind == Kind::Secret && !object.holds_data;
         let objects = self.desired.objects.iter();
-        objects.filter(move |object| {
-            object.stage == Stage::Foundation
-                && (object.name == CELL_ENVIRONMENT || is_service_secret(object))
-        })
+        objects
+            .filter(|object| {
+                object.stage == Stage::Foundation
+                    && (object.name == CELL_ENVIRONMENT || is_service_secret(object))
+                    && tells_otherwise(object)
+            })
+            .collect()
     }
 
-    /// Applies what everything else needs. A pod that is replaced meanwhile must not be sent to other databases before those
-    /// were found to be the cell's, so what services are told of them waits; only new passwords are kept at once, for the
-    /// databases are about to be told.
-    async fn apply_foundation(&self) -> Result<(), ReconcileError> {
-        let is_new = |object: &Object| self.live.get(object.kind, &object.name).is_none();
-        let later: Vec<&Object> = self
-            .environment()
-            .filter(|object| object.kind != Kind::Secret || !is_new(object))
-            .collect();
+    /// Applies what everything else needs, but for what services are told of other databases.
+    async fn apply_foundation(&self, later: &[&Object]) -> Result<(), ReconcileError> {
         let objects = self.desired.objects.iter();
         let foundation = objects.filter(|object| {
             let waits = later.iter().any(|it| std::ptr::eq(*it, *object));
