@@ -189,6 +189,10 @@ pub struct CellStatus {
     /// The generation of the spec that this status speaks of; -1 before the first look.
     #[serde(default)]
     pub observed_generation: i64,
+    /// The revision that this status speaks of: a hash of the objects that spec, profile, fleet and this version of the operator
+    /// ask for. A profile that changes gives the cell another revision, but no other generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_revision: Option<String>,
     /// Ready, Reconciling, Stalled, Paused and what they rest on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

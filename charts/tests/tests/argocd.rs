@@ -18,6 +18,24 @@ use titan_planner::status::{StatusInput, Step, Steps, cell_status};
 
 const KINDS: [&str; 2] = ["Cell", "CellFleet"];
 
+/// Lua with what Argo CD opens for a health check: base, package, table, and of `os` what tells the time. There is neither
+/// `string` nor `math`.
+fn as_argo_cd_runs_it() -> Lua {
+    let lua = Lua::new_with(
+        StdLib::PACKAGE | StdLib::TABLE | StdLib::OS,
+        LuaOptions::default(),
+    )
+    .unwrap();
+    let os: mlua::Table = lua.globals().get("os").unwrap();
+    for pair in os.pairs::<String, mlua::Value>() {
+        let (name, _) = pair.unwrap();
+        if !["time", "date", "clock", "difftime"].contains(&name.as_str()) {
+            os.set(name, mlua::Nil).unwrap();
+        }
+    }
+    lua
+}
+
 /// What Argo CD would show: the health and its message.
 fn health(kind: &str, resource: &Value) -> (String, String) {
     let objects = render(&[r#"argocd={"healthChecks":true}"#]);
@@ -26,12 +44,7 @@ fn health(kind: &str, resource: &Value) -> (String, String) {
         .as_str()
         .unwrap()
         .to_owned();
-    // Argo CD opens these libraries, no others.
-    let lua = Lua::new_with(
-        StdLib::TABLE | StdLib::STRING | StdLib::MATH,
-        LuaOptions::default(),
-    )
-    .unwrap();
+    let lua = as_argo_cd_runs_it();
     lua.globals()
         .set("obj", lua.to_value(resource).unwrap())
         .unwrap();
@@ -66,10 +79,21 @@ fn written(
     paused: bool,
     steps: Steps,
 ) -> CellStatus {
+    written_at("first", previous, generation, paused, steps)
+}
+
+fn written_at(
+    revision: &str,
+    previous: Option<&CellStatus>,
+    generation: i64,
+    paused: bool,
+    steps: Steps,
+) -> CellStatus {
     cell_status(StatusInput {
         name: "cell-001",
         previous,
         generation,
+        revision: Some(revision.to_owned()),
         now: Time(Timestamp::UNIX_EPOCH),
         paused,
         steps,
@@ -117,8 +141,16 @@ fn each_state_of_a_cell_is_read_right() {
         ("serving", cell(3, &serving), "Healthy"),
         (
             "impaired",
-            cell(3, &written(Some(&serving), 3, false, services)),
+            cell(3, &written(Some(&serving), 3, false, services.clone())),
             "Degraded",
+        ),
+        (
+            "rolling to a new profile",
+            cell(
+                3,
+                &written_at("second", Some(&serving), 3, false, services),
+            ),
+            "Progressing",
         ),
         (
             "rolling to a new spec",
@@ -171,6 +203,17 @@ fn what_the_operator_has_not_looked_at_is_in_progress() {
                 "Progressing",
                 "{kind}: {resource}"
             );
+        }
+    }
+}
+
+#[test]
+fn a_generation_is_shown_as_a_whole_number() {
+    for kind in KINDS {
+        for generation in [1, 123_456_789] {
+            let (_, message) = health(kind, &resource(generation, &json!({})));
+            let wanted = format!("waiting for the operator to look at generation {generation}");
+            assert_eq!(message, wanted);
         }
     }
 }

@@ -237,6 +237,8 @@ pub struct StatusInput<'a> {
     pub previous: Option<&'a CellStatus>,
     /// The generation of the spec that was reconciled.
     pub generation: i64,
+    /// The revision that the objects of the cell were built at, if they were built.
+    pub revision: Option<String>,
     /// The time, for transitions.
     pub now: Time,
     /// Whether `spec.paused` is set.
@@ -258,6 +260,7 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
         name,
         previous,
         generation,
+        revision,
         now,
         paused,
         steps,
@@ -265,6 +268,8 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
         database_id,
         services,
     } = input;
+    let observed_revision =
+        revision.or_else(|| previous.and_then(|status| status.observed_revision.clone()));
     let before: &[Condition] = previous.map_or(&[], |status| status.conditions.as_slice());
     let writer = Conditions {
         before,
@@ -277,10 +282,14 @@ pub fn cell_status(input: StatusInput<'_>) -> CellStatus {
             .unwrap_or_default()
     });
     let same = previous.filter(|status| status.observed_generation == generation);
-    let was_serving = same.is_some_and(|status| served(&status.conditions));
+    // A rollout that a profile, a fleet or a new operator asked for is work, not a failure, as one that the spec asked for is.
+    let was_serving = same.is_some_and(|status| {
+        status.observed_revision == observed_revision && served(&status.conditions)
+    });
 
     CellStatus {
         observed_generation: generation,
+        observed_revision,
         conditions: if paused {
             let active = match ranges {
                 Observed::Known(rows) => {

@@ -35,6 +35,7 @@ fn all_done() -> Steps {
 #[derive(Clone, Debug)]
 struct Look {
     generation: i64,
+    revision: Option<&'static str>,
     paused: bool,
     steps: Steps,
 }
@@ -42,6 +43,7 @@ struct Look {
 fn look(generation: i64, steps: Steps) -> Look {
     Look {
         generation,
+        revision: None,
         paused: false,
         steps,
     }
@@ -52,6 +54,7 @@ fn write(previous: Option<&CellStatus>, look: &Look, second: i64) -> CellStatus 
         name: "cell-001",
         previous,
         generation: look.generation,
+        revision: look.revision.map(str::to_owned),
         now: time(second),
         paused: look.paused,
         steps: look.steps.clone(),
@@ -290,6 +293,36 @@ fn a_pass_that_ended_early_leaves_every_later_step_unknown() {
 }
 
 #[test]
+fn another_revision_is_worked_on_until_it_is_ready() {
+    let waits = Steps {
+        services: Step::waiting("ReleaseRolling", "waiting for the new pods of order"),
+        ..all_done()
+    };
+    let at = |revision, steps: &Steps| Look {
+        revision,
+        ..look(1, steps.clone())
+    };
+    let served = write(None, &at(Some("a"), &all_done()), 1);
+    assert_eq!(served.observed_revision.as_deref(), Some("a"));
+    let mut status = served.clone();
+    for second in 2..5 {
+        status = write(Some(&status), &at(Some("b"), &waits), second);
+        assert_eq!(text(&status, "Ready"), "Unknown/ReleaseRolling");
+        assert_eq!(text(&status, "Reconciling"), "True/ReleaseRolling");
+        assert_eq!(text(&status, "Stalled"), "absent");
+    }
+    // A pass that did not come as far as the objects says nothing of a revision.
+    status = write(Some(&status), &at(None, &waits), 5);
+    assert_eq!(status.observed_revision.as_deref(), Some("b"));
+    let ready = write(Some(&status), &at(Some("b"), &all_done()), 6);
+    assert_eq!(text(&ready, "Ready"), "True/Serving");
+    let impaired = write(Some(&ready), &at(Some("b"), &waits), 7);
+    assert_eq!(text(&impaired, "Ready"), "False/ReleaseRolling");
+    let impaired = write(Some(&ready), &at(None, &waits), 7);
+    assert_eq!(text(&impaired, "Ready"), "False/ReleaseRolling");
+}
+
+#[test]
 fn a_paused_cell_keeps_what_it_was() {
     let paused = Look {
         paused: true,
@@ -329,6 +362,7 @@ fn a_paused_cell_says_how_its_services_are() {
             name: "cell-001",
             previous: Some(previous),
             generation: 2,
+            revision: None,
             now: time(9),
             paused: true,
             steps: Steps {
@@ -401,6 +435,7 @@ fn the_range_and_the_services_are_summed_up() {
             name: "cell-001",
             previous,
             generation: 1,
+            revision: None,
             now: time(1),
             paused: false,
             steps: all_done(),
@@ -531,6 +566,7 @@ fn history() -> impl Strategy<Value = Vec<Look>> {
                 was_paused = paused;
                 Look {
                     generation,
+                    revision: None,
                     paused,
                     steps,
                 }

@@ -1,4 +1,5 @@
 -- Argo CD's health of a Cell or a CellFleet, by the conditions of its status.
+-- Argo CD runs it without the libraries string and math.
 local generation = obj.metadata.generation or 0
 local status = obj.status or {}
 
@@ -24,7 +25,7 @@ local function health(value, type)
 end
 
 if (status.observedGeneration or -1) < generation then
-  return { status = "Progressing", message = "waiting for the operator to look at generation " .. string.format("%d", generation) }
+  return { status = "Progressing", message = "waiting for the operator to look at generation " .. generation }
 end
 if is("Stalled", "True") then
   return health("Degraded", "Stalled")

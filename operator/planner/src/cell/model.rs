@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use titan_crds::{Autoscaling, ReclaimPolicy, RedisTopology, Resources, Stores};
 use titan_routing::KeyRange;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::object::Object;
 
@@ -233,6 +234,19 @@ impl std::fmt::Debug for ServerCredentials {
 pub struct Desired {
     /// The objects, sorted by stage and kind.
     pub objects: Vec<Object>,
+}
+
+impl Desired {
+    /// The revision of the cell: a hash of its objects. It is the same for the same profile, fleet and spec on every replica of one
+    /// version of the operator.
+    #[must_use]
+    pub fn revision(&self) -> String {
+        let mut hash = Xxh3::new();
+        for object in &self.objects {
+            hash.update(object.hash.as_bytes());
+        }
+        format!("{:016x}", hash.digest())
+    }
 }
 
 /// The name of the database of a cell.

@@ -65,6 +65,8 @@ pub(super) struct Progress {
     /// The id of the database, once it was reached.
     pub(super) database_id: Option<String>,
     pub(super) services: Option<Vec<ServiceStatus>>,
+    /// The revision of the cell's objects, once they were built.
+    pub(super) revision: Option<String>,
 }
 
 impl Progress {
@@ -74,6 +76,7 @@ impl Progress {
             ranges: Observed::Unknown,
             database_id: None,
             services: None,
+            revision: None,
         }
     }
 }
@@ -250,6 +253,7 @@ async fn drive(
             return Ok(None);
         }
     };
+    progress.revision = Some(desired.revision());
     Pass {
         valid: &valid,
         credentials: &credentials,
@@ -443,7 +447,7 @@ impl Pass<'_> {
         .await?;
 
         let known = self.cell.status.as_ref().map_or(&[][..], |it| &it.services);
-        let services = Services::read(self.valid, self.live, jobs, known);
+        let services = Services::read(self.valid, self.desired, self.live, jobs, known);
         services
             .tell(self.context, &self.valid.name, progress)
             .await?;

@@ -37,6 +37,7 @@ pub(super) async fn report(
         ranges,
         database_id,
         services,
+        revision,
     } = progress;
     let status = cell_status(StatusInput {
         name: &cell.name_any(),
@@ -45,6 +46,7 @@ pub(super) async fn report(
             .metadata
             .generation
             .ok_or(ReconcileError::Malformed("generation"))?,
+        revision,
         now: Time(Timestamp::now()),
         paused: cell.spec.paused,
         steps,

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use titan_crds::ServiceStatus;
 use titan_planner::availability::{Availability, Pods as PodCount, availability};
-use titan_planner::cell::ValidatedCell;
+use titan_planner::cell::{Desired, ValidatedCell};
 use titan_planner::diagnosis::{Diagnosis, diagnose, diagnose_deployment};
-use titan_planner::object::{CELL_LABEL, Kind};
+use titan_planner::object::{CELL_LABEL, Kind, Object};
 use titan_planner::status::Step;
 
 use crate::execute::apply::{Lean, LiveObject, LiveObjects, number};
@@ -41,6 +41,7 @@ impl Services {
     /// As they are in the namespace. What is known of them is what the cell's status said last.
     pub(super) fn read(
         cell: &ValidatedCell,
+        desired: &Desired,
         live: &LiveObjects,
         jobs: Migrations,
         known: &[ServiceStatus],
@@ -49,7 +50,7 @@ impl Services {
         Services {
             jobs,
             services: rollup(cell, &deployments, known),
-            rolling: rollout_step(cell, &deployments),
+            rolling: rollout_step(cell, desired, live, &deployments),
             deployments: deployments.diagnoses(),
         }
     }
@@ -278,25 +279,61 @@ fn older_pods(deployment: &Value) -> i64 {
     number(deployment, "/status/replicas") - number(deployment, "/status/updatedReplicas")
 }
 
-/// The services that have all their pods, and are not through with a rollout all the same: the Deployment names another
-/// release than the spec, or pods of an older one serve still. `None` when there are none.
-fn rollout_step(cell: &ValidatedCell, deployments: &Deployments) -> Option<Step> {
-    let rolling: Vec<&str> = cell
-        .services
+/// The services that have all their pods while their rollout is not complete: the Deployment is of another release than the spec,
+/// or pods of an older template still serve. And the workloads that were made from another plan when this pass began: the pass
+/// applies the plan to them, and what their status says of pods is older than that. `None` when there are none.
+fn rollout_step(
+    cell: &ValidatedCell,
+    desired: &Desired,
+    live: &LiveObjects,
+    deployments: &Deployments,
+) -> Option<Step> {
+    let is_rolling = |name: &str| {
+        let release = cell
+            .services
+            .iter()
+            .find(|service| service.name == name)
+            .map(|service| &service.release);
+        deployments
+            .0
+            .get(name)
+            .is_some_and(|deployed| deployed.release.as_ref() != release || deployed.older > 0)
+    };
+    let rolling: Vec<&str> = desired
+        .objects
         .iter()
-        .filter(|service| {
-            deployments.0.get(&service.name).is_some_and(|deployed| {
-                deployed.release.as_ref() != Some(&service.release) || deployed.older > 0
-            })
+        .filter(|object| match object.kind {
+            Kind::Deployment => is_rolling(&object.name) || is_outdated(object, live),
+            Kind::StatefulSet => is_outdated(object, live) || is_replacing_pods(object, live),
+            _ => false,
         })
-        .map(|service| service.name.as_str())
+        .map(|object| object.name.as_str())
         .collect();
     (!rolling.is_empty()).then(|| {
         Step::waiting(
             "ReleaseRolling",
-            format!("waiting for the new release of {}", rolling.join(", ")),
+            format!("waiting for the new pods of {}", rolling.join(", ")),
         )
     })
+}
+
+/// Whether an object was written from another plan when the pass began.
+fn is_outdated(planned: &Object, live: &LiveObjects) -> bool {
+    live.get(planned.kind, &planned.name)
+        .is_some_and(|live| live.desired_hash() != Some(&planned.hash))
+}
+
+/// Whether a StatefulSet is replacing pods by ones of another template. With `OnDelete` it is the operator that replaces them, and
+/// that reports them as members.
+fn is_replacing_pods(planned: &Object, live: &LiveObjects) -> bool {
+    let Some(live) = live.get(planned.kind, &planned.name) else {
+        return false;
+    };
+    let body = live.body();
+    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str);
+    text("/spec/updateStrategy/type") != Some("OnDelete")
+        && (number(&body, "/status/observedGeneration") < number(&body, "/metadata/generation")
+            || text("/status/updateRevision") != text("/status/currentRevision"))
 }
 
 /// What the services come to.
