@@ -6,6 +6,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity;
+
 /// The condition types that the operator writes, and no others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConditionType {
@@ -59,20 +61,25 @@ pub struct Resources {
     pub limits: ResourceList,
 }
 
-/// Amounts of CPU and memory, as Kubernetes quantities.
+/// Amounts of CPU and memory, as Kubernetes quantities: what a Pod accepts, numbers included.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceList {
     /// CPU, for example `250m` or `2`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]+(\.[0-9]{1,3})?m?$"), length(max = 20))]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::optional"
+    )]
+    #[schemars(schema_with = "quantity::schema")]
     pub cpu: Option<String>,
     /// Memory, for example `256Mi` or `2Gi`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        regex(pattern = r"^[0-9]+(\.[0-9]{1,3})?(Ki|Mi|Gi|Ti|k|M|G|T)?$"),
-        length(max = 20)
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::optional"
     )]
+    #[schemars(schema_with = "quantity::schema")]
     pub memory: Option<String>,
 }
 

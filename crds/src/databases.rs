@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::Resources;
+use crate::{Resources, quantity};
 
 /// The stores of a cell. In a Cell, what is left out comes from its profile.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -108,8 +108,12 @@ pub struct Storage {
 #[serde(rename_all = "camelCase")]
 pub struct EphemeralStorage {
     /// The most the pod may write, for example `2Gi`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]+(Mi|Gi|Ti)$"))]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "quantity::optional"
+    )]
+    #[schemars(schema_with = "quantity::schema")]
     pub size_limit: Option<String>,
 }
 
@@ -118,7 +122,8 @@ pub struct EphemeralStorage {
 #[serde(rename_all = "camelCase")]
 pub struct PersistentStorage {
     /// The size of each volume, for example `20Gi`.
-    #[schemars(regex(pattern = r"^[1-9][0-9]*(Mi|Gi|Ti)$"))]
+    #[serde(deserialize_with = "quantity::required")]
+    #[schemars(schema_with = "quantity::schema")]
     pub size: String,
     /// The StorageClass; the cluster's default when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

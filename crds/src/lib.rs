@@ -14,6 +14,7 @@ mod common;
 mod databases;
 mod fleet;
 mod profile;
+mod quantity;
 mod table;
 
 pub use cell::{

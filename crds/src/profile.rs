@@ -21,11 +21,6 @@ use crate::{Databases, Resources};
     derive = "Default",
     doc = "Which services a cell runs, and their sizes, stores and topics.",
     printcolumn(
-        name = "Services",
-        type_ = "string",
-        json_path = ".spec.services[*].name"
-    ),
-    printcolumn(
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"

@@ -135,6 +135,8 @@ fn kind(field: &Value) -> String {
     }
     let name = text(&field["type"]);
     match name {
+        // A quantity: a schema has no type for what may be text, an integer or a fraction.
+        "" if field["x-kubernetes-preserve-unknown-fields"] == true => "quantity".to_owned(),
         "array" => format!("list of {}", kind(&field["items"])),
         "object" if field["additionalProperties"].is_object() => {
             format!("map to {}", kind(&field["additionalProperties"]))

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use common::{Setup, credentials, from_yaml};
 use serde_json::Value;
 use titan_crds::Databases;
+use titan_planner::cell::quantity::Quantity;
 use titan_planner::cell::{ValidatedCell, build};
 use titan_planner::object::{Kind, Object, drift, kept_volumes, on_live_volumes, takeover};
 use titan_testbed::Apiserver;
@@ -43,7 +44,7 @@ spec:
   databases:
     postgres:
       storage: { persistent: { size: 2048Mi, storageClassName: fast } }
-      resources: { requests: { cpu: '0.25', memory: 0.5Gi }, limits: { cpu: 2000m, memory: 1073741824 } }
+      resources: { requests: { cpu: 0.25, memory: 0.5Gi }, limits: { cpu: 2000m, memory: 1073741824 } }
     redis:
       topology: Cluster
       storage: { ephemeral: { sizeLimit: 1024Mi } }
@@ -52,11 +53,11 @@ spec:
   - name: user
     port: 50020
     replicas: 0
-    resources: { requests: { cpu: 0.5m, memory: 64000k }, limits: { cpu: 1500m, memory: 0.25Gi } }
+    resources: { requests: { cpu: 0.0005, memory: 64000k }, limits: { cpu: 15e-1, memory: 0.25Gi } }
     env: { EMPTY: '', NUMBER: '0012', YES: 'yes' }
   - name: cart
     port: 50003
-    resources: { limits: { cpu: '1', memory: 128974848 } }
+    resources: { limits: { cpu: 1, memory: '129e6' } }
     stores: { postgres: true, redis: true, kafka: true }
     dependsOn: [user]
 ",
@@ -152,6 +153,94 @@ fn the_apiserver_takes_every_object_and_gives_it_back_without_drift() {
             "{}",
             cell.name
         );
+    }
+}
+
+/// What the apiserver answers to a manifest that it may not keep; `None` when it refuses it.
+fn try_out(apiserver: &Apiserver, manifest: &str) -> Option<Value> {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(file.path(), manifest).unwrap();
+    let path = file.path().display().to_string();
+    let args = ["create", "--dry-run=server", "--output=json", "--filename", &path];
+    let answer = apiserver.kubectl(&args).ok()?;
+    Some(serde_json::from_str(&answer).unwrap())
+}
+
+/// A Deployment with one amount, as a person would write it.
+fn deployment(resource: &str, amount: &str) -> String {
+    format!(
+        "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{ name: amount, namespace: default }}
+spec:
+  selector: {{ matchLabels: {{ a: b }} }}
+  template:
+    metadata: {{ labels: {{ a: b }} }}
+    spec: {{ containers: [{{ name: user, image: i, resources: {{ requests: {{ {resource}: {amount} }} }} }}] }}
+"
+    )
+}
+
+fn requested(deployment: &Value, resource: &str) -> Value {
+    let container = "/spec/template/spec/containers/0/resources/requests";
+    deployment.pointer(container).unwrap()[resource].clone()
+}
+
+#[test]
+fn a_profile_accepts_the_amounts_that_a_pod_accepts() {
+    let apiserver = titan_testbed::apiserver().unwrap();
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/manifests");
+    apiserver.apply(manifests.as_ref()).unwrap();
+    let cpu = [
+        "2", "'2'", "0.5", "'0.5'", "'0.0005'", "1e-1", "'1e-1'", ".5", "'.5'", "'1.'", "500u", "0.5m",
+        "1500m", "'+1'", "2e0", "0.1k",
+    ];
+    let memory = [
+        "1073741824", "'1073741824'", "1.5Gi", "10G", "1e9", "'1e9'", "1E9", "'12e6'", "0.5Gi", "1Ti",
+        "900000k", "0.001Pi", "4294967296000m",
+    ];
+    let neither = [
+        "true", "[1]", "[]", "{ a: 1 }", "{}", "-1", "'-1'", "1gi", "'1 Gi'", "1.5.2", "''", "x",
+    ];
+    let amounts = [("cpu", &cpu[..], true), ("memory", &memory[..], true)]
+        .into_iter()
+        .chain(["cpu", "memory"].map(|resource| (resource, &neither[..], false)));
+    for (resource, amounts, right) in amounts {
+        for amount in amounts {
+            let pod = try_out(apiserver, &deployment(resource, amount));
+            assert_eq!(pod.is_some(), right, "a Pod with {resource}: {amount}");
+            let profile = format!(
+                "
+apiVersion: titan.dev/v1alpha1
+kind: ServiceProfile
+metadata: {{ name: amounts }}
+spec: {{ services: [{{ name: user, port: 50020, resources: {{ requests: {{ {resource}: {amount} }} }} }}] }}
+"
+            );
+            let profile = try_out(apiserver, &profile);
+            assert_eq!(profile.is_some(), right, "a profile with {resource}: {amount}");
+            let Some((pod, profile)) = pod.zip(profile) else {
+                continue;
+            };
+            let mut setup = Setup::quickstart();
+            setup.profile = serde_json::from_value(profile).unwrap();
+            let cell = setup.valid();
+            let objects = build(&cell, &credentials(&cell)).unwrap().objects;
+            let built = objects.iter().find(|it| it.kind == Kind::Deployment).unwrap();
+            let sent = requested(&built.body(), resource);
+            // What is sent comes back unchanged, and is as much as the Pod asks for.
+            let answered = try_out(apiserver, &deployment(resource, &sent.to_string())).unwrap();
+            assert_eq!(requested(&answered, resource), sent, "{resource}: {amount}");
+            let read = |value: &Value| {
+                let text = value.as_str().unwrap();
+                match resource {
+                    "cpu" => Quantity::cpu(text).unwrap().milli(),
+                    _ => Quantity::bytes(text).unwrap().milli(),
+                }
+            };
+            assert_eq!(read(&requested(&pod, resource)), read(&sent), "{resource}: {amount}");
+        }
     }
 }
 

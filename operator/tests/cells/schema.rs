@@ -15,7 +15,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("/failover/partner", &["some-partner"]),
     ("/external/secretName", &["nowhere"]),
     ("/cpu", &["250m"]),
-    ("/memory", &["128Mi"]),
+    ("/memory", &["134217728"]),
     ("/sizeLimit", &["3Gi"]),
     ("/persistent/size", &["30Gi"]),
     ("/storageClassName", &["fast"]),
@@ -124,10 +124,19 @@ pub fn mutations(schema: &Value, base: &Value) -> Vec<Mutation> {
 pub fn forbidden(schema: &Value, base: &Value) -> Vec<Mutation> {
     let mut mutations = Vec::new();
     for (path, leaf) in leaves(schema) {
-        let mut values = vec![match leaf["type"].as_str() {
-            Some("string") => json!(17),
-            _ => json!("seventeen"),
-        }];
+        let mut values = match leaf["type"].as_str() {
+            Some("string") => vec![json!(17)],
+            Some(_) => vec![json!("seventeen")],
+            // A quantity.
+            None => vec![
+                json!("seventeen"),
+                json!(true),
+                json!({}),
+                json!({"a": 1}),
+                json!([]),
+                json!([1]),
+            ],
+        };
         if !leaf["enum"].is_null() && leaf["type"] == "string" {
             values.push(json!("Nonsense"));
         }

@@ -18,10 +18,28 @@ pub struct Quantity {
 )]
 pub struct NotAQuantity(String);
 
-const BINARY: [(&str, u32); 4] = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
-const DECIMAL: [(&str, u32); 4] = [("T", 12), ("G", 9), ("M", 6), ("k", 3)];
-/// Enough for any suffix with three decimals; more digits than this are no real size.
+const BINARY: [(&str, u32); 6] = [
+    ("Ei", 60),
+    ("Pi", 50),
+    ("Ti", 40),
+    ("Gi", 30),
+    ("Mi", 20),
+    ("Ki", 10),
+];
+/// Suffixes of whole units, by the power of ten that they stand for.
+const DECIMAL: [(&str, i32); 6] = [
+    ("E", 18),
+    ("P", 15),
+    ("T", 12),
+    ("G", 9),
+    ("M", 6),
+    ("k", 3),
+];
+const FRACTION: [(&str, i32); 4] = [("", 0), ("m", -3), ("u", -6), ("n", -9)];
+/// More digits than this, before or after the point, are no real size.
 const MAX_DIGITS: usize = 18;
+/// The power of ten beyond which an amount is no real size. It keeps the arithmetic within 128 bits.
+const MAX_EXPONENT: i32 = 18;
 
 impl Quantity {
     /// Reads an amount of CPU. Amounts finer than a thousandth of a core are rounded up, as the apiserver does.
@@ -45,39 +63,44 @@ impl Quantity {
     }
 
     fn parse(text: &str) -> Result<Self, NotAQuantity> {
-        let error = || NotAQuantity(text.to_owned());
-        let end = text
+        Self::read(text).ok_or_else(|| NotAQuantity(text.to_owned()))
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let unsigned = text.strip_prefix('+').unwrap_or(text);
+        let end = unsigned
             .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
-        let (number, suffix) = text.split_at(end);
+            .unwrap_or(unsigned.len());
+        let (number, suffix) = unsigned.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty()
+        if whole.len() + fraction.len() == 0
             || whole.len() > MAX_DIGITS
             || fraction.len() > MAX_DIGITS
             || fraction.contains('.')
-            || (number.contains('.') && fraction.is_empty())
         {
-            return Err(error());
+            return None;
         }
-        let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| error())?;
-        let scale = 10_u128.pow(u32::try_from(fraction.len()).map_err(|_| error())?);
-        let (multiplier, binary) =
-            if let Some((_, bits)) = BINARY.iter().find(|(s, _)| *s == suffix) {
-                (1000_u128 << bits, true)
-            } else if let Some((_, zeros)) = DECIMAL.iter().find(|(s, _)| *s == suffix) {
-                (1000 * 10_u128.pow(*zeros), false)
-            } else {
-                match suffix {
-                    "" => (1000, false),
-                    "m" => (1, false),
-                    _ => return Err(error()),
-                }
-            };
-        let milli = digits
-            .checked_mul(multiplier)
-            .ok_or_else(error)?
-            .div_ceil(scale);
-        Ok(Quantity { milli, binary })
+        let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+        let shift = i32::try_from(fraction.len()).ok()?;
+        if let Some((_, bits)) = BINARY.iter().find(|(name, _)| *name == suffix) {
+            let milli = scaled(digits.checked_mul(1 << bits)?, 3 - shift)?;
+            return Some(Quantity {
+                milli,
+                binary: true,
+            });
+        }
+        let named = DECIMAL.iter().chain(&FRACTION);
+        let exponent = match named.into_iter().find(|(name, _)| *name == suffix) {
+            Some((_, exponent)) => *exponent,
+            None => suffix.strip_prefix(['e', 'E'])?.parse().ok()?,
+        };
+        if exponent.abs() > MAX_EXPONENT {
+            return None;
+        }
+        Some(Quantity {
+            milli: scaled(digits, exponent + 3 - shift)?,
+            binary: false,
+        })
     }
 
     /// The amount in thousandths.
@@ -93,6 +116,16 @@ impl Quantity {
     }
 }
 
+/// A number times a power of ten, rounded up.
+fn scaled(number: u128, exponent: i32) -> Option<u128> {
+    let power = 10_u128.checked_pow(exponent.unsigned_abs())?;
+    if exponent < 0 {
+        Some(number.div_ceil(power))
+    } else {
+        number.checked_mul(power)
+    }
+}
+
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.milli.is_multiple_of(1000) {
@@ -105,13 +138,13 @@ impl fmt::Display for Quantity {
         // A binary amount that no binary suffix divides is written without one, and is a decimal to whoever reads it.
         if self.binary {
             for (suffix, bits) in BINARY {
-                if units.is_multiple_of(1 << bits) {
+                if units.is_multiple_of(1_u128 << bits) {
                     return write!(f, "{}{suffix}", units >> bits);
                 }
             }
         }
-        for (suffix, zeros) in DECIMAL {
-            let unit = 10_u128.pow(zeros);
+        for (suffix, exponent) in DECIMAL {
+            let unit = 10_u128.pow(exponent.unsigned_abs());
             if units.is_multiple_of(unit) {
                 return write!(f, "{}{suffix}", units / unit);
             }
@@ -145,6 +178,15 @@ mod tests {
             ("0", "0"),
             ("0m", "0"),
             ("2.000", "2"),
+            ("0.0005", "1m"),
+            ("500u", "1m"),
+            ("1n", "1m"),
+            ("1e-1", "100m"),
+            ("1E-1", "100m"),
+            ("2e0", "2"),
+            ("+2", "2"),
+            (".5", "500m"),
+            ("2.", "2"),
         ] {
             assert_eq!(cpu(given), canonical, "{given}");
         }
@@ -161,7 +203,15 @@ mod tests {
             ("1000", "1k"),
             ("0.5Ki", "512"),
             ("1000Ki", "1000Ki"),
-            ("2048Ti", "2048Ti"),
+            ("2048Ti", "2Pi"),
+            ("1Pi", "1Pi"),
+            ("1024Pi", "1Ei"),
+            ("10G", "10G"),
+            ("1e9", "1G"),
+            ("1E9", "1G"),
+            ("1E", "1E"),
+            ("12e6", "12M"),
+            ("1073741824", "1073741824"),
             ("0.3", "1"),
             ("0.9765Ki", "1k"),
             ("81917.943Mi", "85897189k"),
@@ -176,14 +226,18 @@ mod tests {
             "",
             "m",
             "Mi",
-            "1.",
-            ".5",
+            ".",
+            "+",
             "1..2",
             "1.2.3",
             "-1",
             "1x",
             "1mi",
             "1 Gi",
+            "1ei",
+            "1e",
+            "1e1.5",
+            "1e99",
             "999999999999999999999",
         ] {
             assert!(Quantity::bytes(text).is_err(), "{text}");
@@ -194,7 +248,7 @@ mod tests {
         #[test]
         fn a_canonical_quantity_stays_what_it_is(
             whole in 0_u64..100_000, fraction in 0_u16..1000,
-            suffix in proptest::sample::select(vec!["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"]),
+            suffix in proptest::sample::select(vec!["", "n", "u", "m", "k", "M", "G", "T", "P", "Ki", "Mi", "Gi", "Ti", "Pi", "e3", "E-2"]),
         ) {
             let text = format!("{whole}.{fraction:03}{suffix}");
             let mut forms = vec![Quantity::bytes as fn(&str) -> _];

@@ -10,6 +10,9 @@ use super::services::canonical_resources;
 use crate::cell::model::{Invalid, PostgresPlan, RedisPlan, StoreStorage};
 use crate::cell::quantity::Quantity;
 
+/// The apiserver takes larger quantities for the largest that it knows.
+const MAX_STORAGE: u128 = 1 << 60;
+
 pub(super) fn postgres(
     cell: Option<&Postgres>,
     profile: Option<&Postgres>,
@@ -145,10 +148,10 @@ fn storage(field: &str, storage: Option<&Storage>, size: &str) -> Result<StoreSt
         });
     };
     let amount = |what: &str, text: &str| match Quantity::bytes(text) {
-        Ok(amount) if amount.units() > 0 => Ok(amount.to_string()),
+        Ok(amount) if (1..=MAX_STORAGE).contains(&amount.units()) => Ok(amount.to_string()),
         _ => Err(invalid(
             "InvalidDatabases",
-            format!("{field}.{what} is `{text}`; write a size, for example 20Gi"),
+            format!("{field}.{what} is `{text}`; write a size of at most 1Ei, for example 20Gi"),
         )),
     };
     match (ephemeral, persistent) {
