@@ -544,8 +544,8 @@ fn versions(records: &[Record], aggregate: uuid::Uuid) -> Vec<u64> {
         .collect()
 }
 
-/// The guard gives a transaction its id, before the row's lock decides who is first. Seen to fail with rows in the
-/// order of (xid, seq), and without the look at later transactions of the same owner.
+/// The guard gives a transaction its id, before the row's lock decides who is first. Rows in the order of
+/// (xid, seq) would swap versions here.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_of_an_aggregate_leave_in_the_order_of_its_versions() -> anyhow::Result<()> {
     let kafka = shared_kafka().await?;
@@ -616,7 +616,7 @@ async fn writers_that_race_for_an_order_publish_its_versions_in_order() -> anyho
     Ok(())
 }
 
-/// Seen to fail with one producer and one queue for all topics.
+/// One producer and one queue for all topics would hold up the second topic.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_kafka_refuses_delays_its_own_topic_alone() -> anyhow::Result<()> {
     const WRITE: &str = "
