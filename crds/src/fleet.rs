@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -59,6 +60,12 @@ pub struct CellFleetSpec {
     /// Where the images of services and stores come from.
     #[serde(default)]
     pub images: Images,
+    /// What the pods of all cells have beyond what their services need.
+    #[serde(default)]
+    pub pods: Pods,
+    /// Where cells find what lies outside of them. Their NetworkPolicies let them go there.
+    #[serde(default)]
+    pub network: Network,
     /// The DNS domain of the cluster.
     #[serde(default = "cluster_local")]
     #[schemars(length(min = 1, max = 253))]
@@ -105,6 +112,11 @@ pub struct Kafka {
     #[serde(default = "three")]
     #[schemars(range(min = 1, max = 10))]
     pub replication_factor: i32,
+    /// Ports that the brokers advertise, where those are others than the ports of `bootstrap`. Services that use Kafka may connect
+    /// to the ports of both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "set"), inner(range(min = 1, max = 65535)))]
+    pub listener_ports: Vec<i32>,
 }
 
 fn three() -> i32 {
@@ -126,6 +138,11 @@ pub struct Images {
     /// When nodes pull images.
     #[serde(default)]
     pub pull_policy: PullPolicy,
+    /// Secrets of type `kubernetes.io/dockerconfigjson` in the operator's namespace, with which nodes log in to the registry. The
+    /// operator copies them into the namespace of each cell, as `image-pull.<name>`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "set"), inner(length(min = 1, max = 240), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")))]
+    pub pull_secrets: Vec<String>,
 }
 
 impl Default for Images {
@@ -134,6 +151,7 @@ impl Default for Images {
             repository: titan(),
             postgres_tag: postgres_tag(),
             pull_policy: PullPolicy::default(),
+            pull_secrets: Vec::new(),
         }
     }
 }
@@ -156,6 +174,104 @@ pub enum PullPolicy {
     Always,
     /// Never.
     Never,
+}
+
+/// What the pods of all cells have beyond what their services need.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Pods {
+    /// Labels that a node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the pods tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// The PriorityClass of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+    /// Annotations of the pods, for example those that a service mesh reads. A change replaces all pods.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    #[x_kube(validation = Rule::new("self.all(name, !name.startsWith('titan.dev/'))").message("annotations that start with titan.dev/ are the operator's"))]
+    pub annotations: BTreeMap<String, String>,
+    /// Who chooses the user and group ids that the pods run as.
+    #[serde(default)]
+    pub user_ids: UserIds,
+}
+
+/// Who chooses the ids that pods run as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UserIds {
+    /// The operator: each pod runs as the user that its image was made for.
+    #[default]
+    Image,
+    /// The platform gives ids to each namespace, as OpenShift does: the operator sets no `runAsUser`, `runAsGroup` and `fsGroup`.
+    Platform,
+}
+
+/// Where cells find what lies outside of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// Ports on which the apiserver listens, behind its Service and on its nodes. Patroni keeps the leader of PostgreSQL there.
+    #[serde(default = "apiserver_ports")]
+    #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"), inner(range(min = 1, max = 65535)))]
+    pub apiserver_ports: Vec<i32>,
+    /// The DNS servers of the cluster.
+    #[serde(default)]
+    pub dns: Dns,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Network {
+            apiserver_ports: apiserver_ports(),
+            dns: Dns::default(),
+        }
+    }
+}
+
+fn apiserver_ports() -> Vec<i32> {
+    vec![443, 6443]
+}
+
+/// The DNS servers of a cluster. A node-local cache at 169.254.20.10 is always allowed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Dns {
+    /// The namespace of their pods.
+    #[serde(default = "kube_system")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Labels of their pods; every pod of the namespace where none are given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub pod_labels: BTreeMap<String, String>,
+    /// The ports on which their pods listen, by UDP and TCP.
+    #[serde(default = "dns_ports")]
+    #[schemars(length(min = 1, max = 8), extend("x-kubernetes-list-type" = "set"), inner(range(min = 1, max = 65535)))]
+    pub ports: Vec<i32>,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Dns {
+            namespace: kube_system(),
+            pod_labels: BTreeMap::new(),
+            ports: dns_ports(),
+        }
+    }
+}
+
+fn kube_system() -> String {
+    "kube-system".to_owned()
+}
+
+fn dns_ports() -> Vec<i32> {
+    vec![53]
 }
 
 /// A row of cells, made by the operator: `<namePrefix>-001`, `-002` and so on, each with the next `usersPerCell` keys.

@@ -27,8 +27,8 @@ pub use databases::{
     Storage,
 };
 pub use fleet::{
-    CellFleet, CellFleetSpec, CellFleetStatus, CellTemplate, CellTemplateSpec, Images, Kafka,
-    Keyspace, KeyspaceMode, PullPolicy,
+    CellFleet, CellFleetSpec, CellFleetStatus, CellTemplate, CellTemplateSpec, Dns, Images, Kafka,
+    Keyspace, KeyspaceMode, Network, Pods, PullPolicy, UserIds,
 };
 pub use profile::{
     Autoscaling, CleanupPolicy, ServiceEntry, ServiceProfile, ServiceProfileSpec, Stores, Topic,

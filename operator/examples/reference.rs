@@ -150,6 +150,8 @@ fn of_cell(
         redis: server(6379),
         replication_password: password(),
         salt: password(),
+        rest_password: password(),
+        pull_secrets: Default::default(),
         services: valid
             .schemas
             .iter()

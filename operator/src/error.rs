@@ -45,9 +45,11 @@ impl ReconcileError {
     pub fn category(&self) -> &'static str {
         match self {
             ReconcileError::Kube(_) | ReconcileError::Apply(ApplyError::Kube { .. }) => "apiserver",
-            ReconcileError::Apply(ApplyError::NotOurs { .. } | ApplyError::Refused { .. }) => {
-                "refused"
-            }
+            ReconcileError::Apply(
+                ApplyError::NotOurs { .. }
+                | ApplyError::Refused { .. }
+                | ApplyError::QuotaExceeded { .. },
+            ) => "refused",
             ReconcileError::Store(error) => error.category(),
             ReconcileError::Malformed(_) => "malformed",
             ReconcileError::Planner { .. } => "planner",

@@ -72,6 +72,10 @@ pub async fn passes(service: &'static Service, mutation: Mutation) -> Result<()>
         "a fence is obeyed by a service that has not heard of it",
         check.fence().await,
     );
+    note(
+        "advisory locks of the guard are the guard's alone",
+        check.advisory_locks().await,
+    );
     note("metrics tell", check.metrics().await);
     // What follows is seen while a request waits or the service drains, and a busy machine needs time to look.
     cell.restart_with(|config| {
@@ -397,6 +401,22 @@ impl Check<'_> {
         let (answer, published) = tokio::join!(self.call(with_key(owner, "fenced", 1)), publish);
         published?;
         answer?;
+        Ok(())
+    }
+
+    /// Negative bigints stand for keys that a transaction writes: a fence would wait for whoever else took one. The guard
+    /// takes them shared, and until the transaction ends.
+    async fn advisory_locks(&self) -> Result<()> {
+        let others: Vec<String> = sqlx::query_scalar(
+            "SELECT format('%s by a session that is %s after %s', l.mode, a.state, a.query)
+               FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+              WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint >= 2147483648
+                AND a.datname = current_database() AND a.usename = $1 AND (l.mode <> 'ShareLock' OR a.state = 'idle')",
+        )
+        .bind(&self.cell.config.postgres.user)
+        .fetch_all(&self.cell.admin)
+        .await?;
+        ensure!(others.is_empty(), "{others:?}");
         Ok(())
     }
 

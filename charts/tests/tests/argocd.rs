@@ -146,10 +146,7 @@ fn each_state_of_a_cell_is_read_right() {
         ),
         (
             "rolling to a new profile",
-            cell(
-                3,
-                &written_at("second", Some(&serving), 3, false, services),
-            ),
+            cell(3, &written_at("second", Some(&serving), 3, false, services)),
             "Progressing",
         ),
         (

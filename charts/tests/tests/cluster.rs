@@ -190,6 +190,25 @@ fn the_operator_may_make_cells_and_nothing_around_them() {
     assert!(said.contains("namespaces of cells alone"), "{said}");
     let said = create(cluster, &binding("cell-001", "cluster-admin"), &[OPERATOR]).unwrap_err();
     assert!(said.contains("orbidden"), "{said}");
+    // It puts back the labels of a cell's namespace that it marked; of one that it did not, it does not.
+    let relabel = |name: &str| {
+        let labels = ["app.kubernetes.io/managed-by=titan-operator", "--overwrite"];
+        let command = ["label", "namespace", name, labels[0], labels[1], OPERATOR];
+        cluster.kubectl(&command).map_err(|error| error.to_string())
+    };
+    let mut marked = cell_namespace("cell-004", &cell_labels("cell-004"));
+    marked["metadata"]["labels"]["app.kubernetes.io/managed-by"] = json!("Helm");
+    create(cluster, &marked, &[]).unwrap();
+    let said = relabel("cell-004").unwrap_err();
+    assert!(said.contains("namespaces of cells alone"), "{said}");
+    let mark = [
+        "annotate",
+        "namespace",
+        "cell-004",
+        "titan.dev/desired-hash=1",
+    ];
+    cluster.kubectl(&mark).unwrap();
+    relabel("cell-004").unwrap();
     // Not the namespaces of others, whatever it would make of them.
     create(cluster, &cell_namespace("shop", &json!({})), &[]).unwrap();
     let said = cluster

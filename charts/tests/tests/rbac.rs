@@ -95,6 +95,27 @@ fn secrets_are_out_of_reach_outside_cells() {
 }
 
 #[test]
+fn a_superuser_of_postgresql_changes_nothing_but_patronis_own_objects() {
+    let objects = render(&[]);
+    let rights = rights(object(&objects, "ClusterRole", "titan-cell-postgres"));
+    let unnamed: Vec<&str> = rights
+        .iter()
+        .map(String::as_str)
+        .filter(|right| right.ends_with(" *any*"))
+        .collect();
+    assert_eq!(
+        unnamed,
+        [
+            "create /configmaps *any*",
+            "list /configmaps *any*",
+            "list /pods *any*",
+            "watch /configmaps *any*",
+            "watch /pods *any*",
+        ]
+    );
+}
+
+#[test]
 fn nothing_lets_the_operator_raise_its_own_rights() {
     let objects = render(&[]);
     let everywhere = rights(object(&objects, "ClusterRole", "titan-operator"));

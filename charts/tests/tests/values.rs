@@ -70,6 +70,10 @@ fn bad_values_are_refused_by_name() {
             "/networkPolicy/externalStorePorts/0",
         ),
         (
+            r#"networkPolicy={"dnsPorts":[0]}"#,
+            "/networkPolicy/dnsPorts/0",
+        ),
+        (
             r#"monitoring={"podMonitor":{"interval":"often"}}"#,
             "/monitoring/podMonitor/interval",
         ),
@@ -249,5 +253,33 @@ fn ports_of_kafka_and_of_the_services_are_opened() {
     }
     for port in [50001, 50003, 50020, 50100, 53] {
         assert!(ports("cell-router").contains(&port), "{port}");
+    }
+    assert!(
+        !ports("titan-operator").contains(&8008),
+        "nothing asks Patroni"
+    );
+}
+
+#[test]
+fn ports_that_differ_between_clusters_are_values() {
+    let objects = render(&[
+        r#"kafka={"bootstrap":"kafka:9094","listenerPorts":[32001,32002]}"#,
+        r#"networkPolicy={"apiserverPorts":[16443],"dnsPorts":[5353]}"#,
+    ]);
+    let egress = |name: &str| object(&objects, "NetworkPolicy", name)["spec"]["egress"].to_string();
+    for port in [9094, 32001, 32002, 16443, 5353] {
+        let opened = format!(r#""port":{port}"#);
+        assert!(egress("titan-operator").contains(&opened), "{port}");
+    }
+    assert!(egress("cell-router").contains(r#""port":5353"#));
+    for port in [6443, 53] {
+        let closed = format!(r#""port":{port}}}"#);
+        let closed_for = format!(r#""port":{port},"#);
+        for policy in [egress("titan-operator"), egress("cell-router")] {
+            assert!(
+                !policy.contains(&closed) && !policy.contains(&closed_for),
+                "{policy}"
+            );
+        }
     }
 }

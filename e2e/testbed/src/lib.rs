@@ -31,9 +31,11 @@ pub mod pki;
 pub mod postgres;
 pub mod process;
 pub mod redis;
+pub mod standby;
 
 pub use apiserver::{Apiserver, apiserver};
 pub use error::{Error, Result};
 pub use kafka::{Kafka, kafka};
 pub use postgres::{Database, Postgres, postgres};
 pub use redis::{Redis, redis};
+pub use standby::Standby;

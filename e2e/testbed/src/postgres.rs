@@ -12,7 +12,7 @@ use crate::process::{self, Server, Spec};
 use crate::{Error, Result, cache};
 
 /// PostgreSQL refuses to run as root, so the package's own user runs it then.
-const USER: Option<&str> = Some("postgres");
+pub(crate) const USER: Option<&str> = Some("postgres");
 const SUPERUSER: &str = "postgres";
 const PASSWORD: &str = "testbed";
 

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::cell::names::{COMPONENT_LABEL, Component, MIGRATE};
+
 /// Why something does not run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnosis {
@@ -20,12 +22,40 @@ pub fn diagnose(pod: &Value) -> Option<Diagnosis> {
     if pod.pointer("/metadata/deletionTimestamp").is_some() {
         return None;
     }
-    unschedulable(pod, name).or_else(|| {
-        ["/status/initContainerStatuses", "/status/containerStatuses"]
-            .iter()
-            .filter_map(|pointer| pod.pointer(pointer)?.as_array())
-            .flatten()
-            .find_map(|container| stuck(container, name).or_else(|| crashing(container, pod, name)))
+    unschedulable(pod, name)
+        .or_else(|| {
+            ["/status/initContainerStatuses", "/status/containerStatuses"]
+                .iter()
+                .filter_map(|pointer| pod.pointer(pointer)?.as_array())
+                .flatten()
+                .find_map(|container| {
+                    stuck(container, name).or_else(|| crashing(container, pod, name))
+                })
+        })
+        .or_else(|| held_open(pod, name))
+}
+
+/// A pod of a migration whose own container has ended well, while another one, which somebody else put there, still runs: the Job
+/// ends only when every container has.
+fn held_open(pod: &Value, name: &str) -> Option<Diagnosis> {
+    let labels = pod.pointer("/metadata/labels")?;
+    if labels[COMPONENT_LABEL] != Component::Migration.as_str() {
+        return None;
+    }
+    let containers = pod.pointer("/status/containerStatuses")?.as_array()?;
+    let mut ended = containers.iter().filter(|it| it["name"] == MIGRATE);
+    ended.find(|it| it.pointer("/state/terminated/exitCode") == Some(&Value::from(0)))?;
+    let other = containers
+        .iter()
+        .find(|it| it.pointer("/state/running").is_some())?["name"]
+        .as_str()?;
+    Some(Diagnosis {
+        reason: "MigrationHeldOpen",
+        message: format!(
+            "the migration in pod {name} has ended, and container {other} still runs there, so that its Job does not end; keep {other} from being injected into pods with the label {COMPONENT_LABEL}={}, or inject it as an init container with restartPolicy Always",
+            Component::Migration.as_str()
+        ),
+        needs_person: false,
     })
 }
 
@@ -201,6 +231,31 @@ mod tests {
                 "{}",
                 diagnosis.message
             );
+        }
+    }
+
+    #[test]
+    fn a_migration_that_a_sidecar_holds_open_names_the_sidecar() {
+        let pod = |component: &str, exit: i64, other: &Value| {
+            json!({
+                "metadata": {"name": "cart-migrate-1", "labels": {"app.kubernetes.io/component": component}},
+                "status": {"containerStatuses": [
+                    {"name": "migrate", "image": "i", "state": {"terminated": {"exitCode": exit}}},
+                    {"name": "mesh-proxy", "image": "i", "state": other},
+                ]},
+            })
+        };
+        let running = json!({"running": {"startedAt": "t"}});
+        let held = diagnose(&pod("migration", 0, &running)).unwrap();
+        assert_eq!(held.reason, "MigrationHeldOpen");
+        assert!(held.message.contains("mesh-proxy"), "{}", held.message);
+        let ended = json!({"terminated": {"exitCode": 0}});
+        for pod in [
+            pod("migration", 0, &ended),
+            pod("migration", 1, &running),
+            pod("service", 0, &running),
+        ] {
+            assert_eq!(diagnose(&pod), None, "{pod}");
         }
     }
 

@@ -161,7 +161,13 @@ fn try_out(apiserver: &Apiserver, manifest: &str) -> Option<Value> {
     let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
     std::fs::write(file.path(), manifest).unwrap();
     let path = file.path().display().to_string();
-    let args = ["create", "--dry-run=server", "--output=json", "--filename", &path];
+    let args = [
+        "create",
+        "--dry-run=server",
+        "--output=json",
+        "--filename",
+        &path,
+    ];
     let answer = apiserver.kubectl(&args).ok()?;
     Some(serde_json::from_str(&answer).unwrap())
 }
@@ -193,12 +199,23 @@ fn a_profile_accepts_the_amounts_that_a_pod_accepts() {
     let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../../crds/manifests");
     apiserver.apply(manifests.as_ref()).unwrap();
     let cpu = [
-        "2", "'2'", "0.5", "'0.5'", "'0.0005'", "1e-1", "'1e-1'", ".5", "'.5'", "'1.'", "500u", "0.5m",
-        "1500m", "'+1'", "2e0", "0.1k",
+        "2", "'2'", "0.5", "'0.5'", "'0.0005'", "1e-1", "'1e-1'", ".5", "'.5'", "'1.'", "500u",
+        "0.5m", "1500m", "'+1'", "2e0", "0.1k",
     ];
     let memory = [
-        "1073741824", "'1073741824'", "1.5Gi", "10G", "1e9", "'1e9'", "1E9", "'12e6'", "0.5Gi", "1Ti",
-        "900000k", "0.001Pi", "4294967296000m",
+        "1073741824",
+        "'1073741824'",
+        "1.5Gi",
+        "10G",
+        "1e9",
+        "'1e9'",
+        "1E9",
+        "'12e6'",
+        "0.5Gi",
+        "1Ti",
+        "900000k",
+        "0.001Pi",
+        "4294967296000m",
     ];
     let neither = [
         "true", "[1]", "[]", "{ a: 1 }", "{}", "-1", "'-1'", "1gi", "'1 Gi'", "1.5.2", "''", "x",
@@ -219,7 +236,11 @@ spec: {{ services: [{{ name: user, port: 50020, resources: {{ requests: {{ {reso
 "
             );
             let profile = try_out(apiserver, &profile);
-            assert_eq!(profile.is_some(), right, "a profile with {resource}: {amount}");
+            assert_eq!(
+                profile.is_some(),
+                right,
+                "a profile with {resource}: {amount}"
+            );
             let Some((pod, profile)) = pod.zip(profile) else {
                 continue;
             };
@@ -227,7 +248,10 @@ spec: {{ services: [{{ name: user, port: 50020, resources: {{ requests: {{ {reso
             setup.profile = serde_json::from_value(profile).unwrap();
             let cell = setup.valid();
             let objects = build(&cell, &credentials(&cell)).unwrap().objects;
-            let built = objects.iter().find(|it| it.kind == Kind::Deployment).unwrap();
+            let built = objects
+                .iter()
+                .find(|it| it.kind == Kind::Deployment)
+                .unwrap();
             let sent = requested(&built.body(), resource);
             // What is sent comes back unchanged, and is as much as the Pod asks for.
             let answered = try_out(apiserver, &deployment(resource, &sent.to_string())).unwrap();
@@ -239,7 +263,11 @@ spec: {{ services: [{{ name: user, port: 50020, resources: {{ requests: {{ {reso
                     _ => Quantity::bytes(text).unwrap().milli(),
                 }
             };
-            assert_eq!(read(&requested(&pod, resource)), read(&sent), "{resource}: {amount}");
+            assert_eq!(
+                read(&requested(&pod, resource)),
+                read(&sent),
+                "{resource}: {amount}"
+            );
         }
     }
 }

@@ -188,6 +188,11 @@ const CASES: &[(Break, &str, &[&str])] = &[
         &["postgres"],
     ),
     (
+        |s| entry(s, "user").name = "default".to_owned(),
+        "ReservedName",
+        &["default"],
+    ),
+    (
         |s| entry(s, "user").name = "redis-nodes".to_owned(),
         "ReservedName",
         &["redis-nodes"],

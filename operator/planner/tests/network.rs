@@ -273,7 +273,7 @@ fn declared(
         return match target {
             "postgres postgres" => match port {
                 5432 => uses_postgres || from == "operator" || from == "postgres postgres",
-                8008 => from == "operator" || from == "postgres postgres",
+                8008 => from == "postgres postgres",
                 _ => false,
             },
             "redis redis" => match port {
@@ -286,13 +286,14 @@ fn declared(
     }
     // What lies outside the cell: named peers, and ports of servers that no selector can name.
     if from == "postgres postgres" {
-        return port == 443 || port == 6443;
+        return cell.network.apiserver_ports.contains(&port);
     }
     let tracing = service(from)
         .is_some_and(|service| service.env.contains_key("OTEL_EXPORTER_OTLP_ENDPOINT"));
     service(from).is_some()
         && (target == "router" && port == 8080 || target == "operator" && port == 50100)
-        || service(from).is_some_and(|service| service.stores.kafka) && port == 9092
+        || service(from).is_some_and(|service| service.stores.kafka)
+            && (port == 9092 || cell.kafka_listener_ports.contains(&port))
         || tracing && port == 4317
         || !managed_postgres && uses_postgres && port == 6432
         || !managed_redis && uses_redis && port == 6380
@@ -314,7 +315,8 @@ fn compare(setup: &Setup) -> usize {
     let policies: Vec<&Value> = policies.iter().collect();
     let endpoints = endpoints(&cell, &desired.objects);
     let mut ports: BTreeSet<(&str, i32)> = [
-        22, 53, 80, 443, 4317, 5432, 6379, 6380, 6432, 6443, 8008, 8080, 9090, 9092, 16379, 50100,
+        22, 53, 80, 443, 4317, 5432, 6379, 6380, 6432, 6443, 8008, 8080, 8443, 9090, 9092, 16379,
+        32001, 50100,
     ]
     .into_iter()
     .chain(cell.services.iter().map(|service| service.port))
@@ -359,6 +361,42 @@ fn the_policies_open_what_the_profile_declares_and_nothing_else() {
         external,
     ] {
         assert!(compare(&setup) > 20);
+    }
+}
+
+#[test]
+fn ports_that_differ_between_clusters_are_the_fleets() {
+    let mut setup = Setup::web();
+    setup.fleet.spec.kafka.listener_ports = vec![32001];
+    setup.fleet.spec.network.apiserver_ports = vec![8443];
+    assert!(compare(&setup) > 20);
+
+    setup.fleet.spec.network = from_yaml(
+        "{ dns: { namespace: openshift-dns, podLabels: { dns: default }, ports: [5353] } }",
+    );
+    let cell = setup.valid();
+    let desired = build(&cell, &credentials(&cell)).unwrap();
+    let policies = policies(&desired.objects);
+    let policies: Vec<&Value> = policies.iter().collect();
+    let endpoints = endpoints(&cell, &desired.objects);
+    let from = endpoints
+        .iter()
+        .find(|it| it.what == "service order")
+        .unwrap();
+    let dns =
+        |namespace: &str, label: &str| pod_elsewhere("dns", namespace, &[], &[("dns", label)]);
+    for (to, port, open) in [
+        (dns("openshift-dns", "default"), ("UDP", 5353), true),
+        (dns("openshift-dns", "default"), ("TCP", 5353), true),
+        (dns("openshift-dns", "default"), ("UDP", 53), false),
+        (dns("openshift-dns", "other"), ("UDP", 5353), false),
+        (dns("kube-system", "default"), ("UDP", 5353), false),
+    ] {
+        assert_eq!(
+            allowed(&policies, &cell.name, from, &to, port),
+            open,
+            "{to:?} {port:?}"
+        );
     }
 }
 

@@ -232,3 +232,86 @@ fn a_service_has_drained_before_its_node_kills_it() {
         assert!(seen > 0);
     }
 }
+
+/// A fleet whose cells run on nodes of their own, with images from a registry with a login.
+fn particular() -> Setup {
+    let mut setup = Setup::standard();
+    setup.fleet.spec.images.pull_secrets = vec!["registry".to_owned()];
+    setup.fleet.spec.pods = from_yaml(
+        "
+nodeSelector: { pool: cells }
+tolerations: [{ key: cells, operator: Exists, effect: NoSchedule }]
+priorityClassName: cells
+annotations: { sidecar.istio.io/inject: 'false', titan.dev/config-checksum: theirs }
+",
+    );
+    setup
+}
+
+#[test]
+fn all_pods_are_placed_and_pull_as_the_fleet_says() {
+    let setup = particular();
+    let cell = setup.valid();
+    let objects = build(&cell, &credentials(&cell)).unwrap().objects;
+    let copy = objects
+        .iter()
+        .find(|object| object.kind == Kind::Secret && object.name == "image-pull.registry")
+        .unwrap();
+    assert_eq!(copy.body()["type"], "kubernetes.io/dockerconfigjson");
+    assert!(copy.holds_data, "retained databases pull their image, too");
+    let mut kinds = 0;
+    for (what, object, pod) in pods(&setup) {
+        kinds += 1;
+        assert_eq!(
+            pod["imagePullSecrets"][0]["name"], "image-pull.registry",
+            "{what}"
+        );
+        assert_eq!(pod["nodeSelector"]["pool"], "cells", "{what}");
+        assert_eq!(pod["tolerations"][0]["key"], "cells", "{what}");
+        assert_eq!(pod["priorityClassName"], "cells", "{what}");
+        let annotations = object.body()["spec"]["template"]["metadata"]["annotations"].clone();
+        assert_eq!(annotations["sidecar.istio.io/inject"], "false", "{what}");
+        if object.kind != Kind::Job {
+            assert_ne!(annotations["titan.dev/config-checksum"], "theirs", "{what}");
+        }
+        assert_eq!(violations(&pod), [""; 0], "{what}");
+    }
+    assert!(kinds > 5);
+    for (what, object, pod) in pods(&Setup::standard()) {
+        for field in [
+            "imagePullSecrets",
+            "nodeSelector",
+            "tolerations",
+            "priorityClassName",
+        ] {
+            assert!(pod.get(field).is_none(), "{what}: {field}");
+        }
+        let annotations = &object.body()["spec"]["template"]["metadata"]["annotations"];
+        assert_eq!(annotations.is_null(), object.kind == Kind::Job, "{what}");
+    }
+}
+
+#[test]
+fn a_platform_that_gives_ids_is_asked_for_none() {
+    let mut setup = Setup::standard();
+    let ids = |setup: &Setup| -> Vec<usize> {
+        pods(setup)
+            .iter()
+            .map(|(_, _, pod)| {
+                let context = &pod["securityContext"];
+                let fields = ["runAsUser", "runAsGroup", "fsGroup"];
+                fields
+                    .iter()
+                    .filter(|field| context.get(**field).is_some())
+                    .count()
+            })
+            .collect()
+    };
+    assert!(ids(&setup).iter().all(|count| *count == 3));
+    setup.fleet.spec.pods.user_ids = titan_crds::UserIds::Platform;
+    assert!(ids(&setup).iter().all(|count| *count == 0));
+    for (what, _, pod) in pods(&setup) {
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{what}");
+        assert_eq!(violations(&pod), [""; 0], "{what}");
+    }
+}

@@ -495,6 +495,7 @@ fn a_cell_that_is_ready_says_for_whom() {
             name: "cell-001",
             previous,
             generation: 1,
+            revision: None,
             now: time(1),
             paused: false,
             steps: all_done(),

@@ -387,6 +387,8 @@ fn built(cell: &Value, profile: &Value, fleet: &Value) -> Result<Desired, String
         redis: server(),
         replication_password: "secret".to_owned(),
         salt: "salt".to_owned(),
+        rest_password: "secret".to_owned(),
+        pull_secrets: BTreeMap::new(),
         services: valid
             .schemas
             .iter()

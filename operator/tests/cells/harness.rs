@@ -386,7 +386,7 @@ impl World {
         }
     }
 
-    fn context(&self, view: &View, ledger: Arc<dyn Ledger>) -> Context {
+    pub fn context(&self, view: &View, ledger: Arc<dyn Ledger>) -> Context {
         Context {
             client: self.client.clone(),
             ledger,
@@ -421,15 +421,20 @@ impl World {
     pub async fn round(&self, view: &View, book: &Arc<Book>) -> Result<(), ReconcileError> {
         let context = Arc::new(self.context(view, book.clone()));
         self.list_tables().await;
-        let fleets = view.fleets.iter().cloned().map(Object::Fleet);
-        let cells = view.cells.iter().cloned().map(Object::Cell);
+        let fleets = view.fleets.iter().cloned();
+        let fleets = fleets.map(|one| Object::Fleet(Box::new(one)));
+        let cells = view
+            .cells
+            .iter()
+            .cloned()
+            .map(|cell| Object::Cell(Arc::new(cell)));
         let mut objects: Vec<Object> = fleets.chain(cells).collect();
         self.shuffle(&mut objects);
         for object in objects {
             let context = context.clone();
             match object {
-                Object::Fleet(one) => transient(fleet::reconcile(Arc::new(one), context).await)?,
-                Object::Cell(one) => transient(cell::reconcile(Arc::new(one), context).await)?,
+                Object::Fleet(one) => transient(fleet::reconcile(Arc::new(*one), context).await)?,
+                Object::Cell(one) => transient(cell::reconcile(one, context).await)?,
             }
         }
         Ok(())
@@ -615,8 +620,8 @@ pub struct View {
 
 /// What a round looks at.
 enum Object {
-    Fleet(CellFleet),
-    Cell(Cell),
+    Fleet(Box<CellFleet>),
+    Cell(Arc<Cell>),
 }
 
 /// Another order each time, or that of `TITAN_TEST_ORDER`.

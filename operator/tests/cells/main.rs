@@ -16,6 +16,7 @@
 mod book;
 mod clusters;
 mod crash;
+mod data_home;
 mod deletion;
 mod essence;
 mod fields;
@@ -23,6 +24,7 @@ mod foreign;
 mod harness;
 mod homes;
 mod lifecycle;
+mod marks;
 mod observer;
 mod outside;
 mod patroni;

@@ -1,7 +1,13 @@
 //! Ownership of keys in a data home: the guard, the fence and all that changes rows, in PostgreSQL.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test"
+)]
 
+mod cost;
 mod failpoint;
 mod fence;
 mod guard;

@@ -10,7 +10,8 @@ mod server;
 mod validate;
 
 pub use build::{
-    PATRONI_STORE, build, build_namespace, patroni_dynamic_configuration, patroni_reconfiguration,
+    MIGRATION_SECONDS, PATRONI_STORE, build, build_namespace, patroni_dynamic_configuration,
+    patroni_reconfiguration,
 };
 pub use model::{
     Credentials, Desired, Invalid, KafkaTopic, PostgresPlan, RedisPlan, ServerCredentials,

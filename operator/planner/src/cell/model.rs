@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use titan_crds::{Autoscaling, ReclaimPolicy, RedisTopology, Resources, Stores};
+use titan_crds::{Autoscaling, Network, Pods, ReclaimPolicy, RedisTopology, Resources, Stores};
 use titan_routing::KeyRange;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -41,6 +41,14 @@ pub struct ValidatedCell {
     pub redis: RedisPlan,
     /// Brokers of the fleet's Kafka.
     pub kafka_bootstrap: String,
+    /// Ports that the brokers advertise, beyond those of the bootstrap.
+    pub kafka_listener_ports: Vec<i32>,
+    /// Secrets in the operator's namespace with which nodes log in to the registry of images.
+    pub pull_secrets: Vec<String>,
+    /// What all pods have beyond what their services need.
+    pub pods: Pods,
+    /// Where the cell finds what lies outside of it.
+    pub network: Network,
     /// What stands before image names.
     pub image_repository: String,
     /// The full name of the image of PostgreSQL and Redis.
@@ -174,11 +182,15 @@ pub struct Credentials {
     pub redis: ServerCredentials,
     /// The PostgreSQL password of Patroni's replication role.
     pub replication_password: String,
+    /// The password of Patroni's REST interface. Not the superuser's: whoever has it may restart members, and nothing in SQL.
+    pub rest_password: String,
     /// The PostgreSQL password of each service, by service name.
     pub services: BTreeMap<String, String>,
     /// What checksums over Secrets begin with. They stand in pod templates, which more people may read than Secrets: without
     /// it, a password that a person chose could be guessed from its checksum.
     pub salt: String,
+    /// What is in the Secrets with which nodes log in to the registry of images, by their names.
+    pub pull_secrets: BTreeMap<String, String>,
 }
 
 /// Where a server is and how to log in.

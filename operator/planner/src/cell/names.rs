@@ -65,9 +65,16 @@ pub const SALT: &str = "salt";
 /// The ConfigMap with the environment of all services.
 pub const CELL_ENVIRONMENT: &str = "cell-environment";
 
+/// The type of Secrets with which nodes log in to a registry of images.
+pub const PULL_SECRET_TYPE: &str = "kubernetes.io/dockerconfigjson";
+/// The key of such a Secret.
+pub const PULL_SECRET_KEY: &str = ".dockerconfigjson";
+/// The container of a migration's pod.
+pub const MIGRATE: &str = "migrate";
+
 /// What an object or a pod is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Component {
+pub(crate) enum Component {
     Service,
     Migration,
     Postgres,
@@ -75,7 +82,7 @@ pub(super) enum Component {
 }
 
 impl Component {
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Service => "service",
             Self::Migration => "migration",
@@ -136,6 +143,12 @@ pub(super) fn meta(cell: &ValidatedCell, name: impl Into<String>, labels: Labels
         labels: Some(labels),
         ..ObjectMeta::default()
     }
+}
+
+/// The copy of a Secret for the registry of images in the namespace of a cell. The dot keeps it apart from the Secrets of services,
+/// which have none in their names.
+pub(crate) fn pull_secret(name: &str) -> String {
+    format!("image-pull.{name}")
 }
 
 impl ValidatedService {

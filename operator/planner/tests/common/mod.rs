@@ -125,10 +125,16 @@ pub fn credentials(cell: &ValidatedCell) -> Credentials {
         },
         replication_password: "replication-secret".to_owned(),
         salt: "salt-secret".to_owned(),
+        rest_password: "rest-secret".to_owned(),
         services: cell
             .schemas
             .iter()
             .map(|schema| (schema.service.clone(), format!("{}-secret", schema.service)))
             .collect::<BTreeMap<_, _>>(),
+        pull_secrets: cell
+            .pull_secrets
+            .iter()
+            .map(|name| (name.clone(), r#"{"auths":{}}"#.to_owned()))
+            .collect(),
     }
 }

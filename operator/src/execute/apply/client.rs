@@ -9,7 +9,7 @@ use kube::core::Request;
 use kube::{Client, Error};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use titan_planner::object::{CELL_LABEL, Kind, MANAGER, Object, on_live_volumes, takeover};
+use titan_planner::object::{Kind, MANAGER, Object, on_live_volumes, takeover};
 
 use crate::execute::apply::LiveObject;
 use crate::execute::apply::json::Lean;
@@ -63,15 +63,14 @@ impl<'a> ObjectClient<'a> {
         }
     }
 
-    /// All objects of a kind in the namespace that carry the cell's label. The cell has the name of the namespace.
+    /// All objects of a kind in the namespace that the operator made. The cell has the name of the namespace. No selector of labels
+    /// is sent: labels may have been taken off, and of what others made there is little in the namespace of a cell.
     ///
     /// # Errors
     /// When a page cannot be read.
     pub async fn list(&self, kind: Kind) -> Result<Vec<LiveObject>, Error> {
         let request = self.request(kind);
-        let mut parameters = ListParams::default()
-            .labels(&format!("{CELL_LABEL}={}", self.namespace))
-            .limit(PAGE);
+        let mut parameters = ListParams::default().limit(PAGE);
         let mut objects = Vec::new();
         loop {
             let request = request.list(&parameters).map_err(Error::BuildRequest)?;
@@ -79,7 +78,8 @@ impl<'a> ObjectClient<'a> {
             objects.extend(
                 page.items
                     .into_iter()
-                    .filter_map(|Lean(item)| LiveObject::new(kind, item)),
+                    .filter_map(|Lean(item)| LiveObject::new(kind, item))
+                    .filter(|object| object.is_ours(self.namespace)),
             );
             match page.metadata.continue_token {
                 Some(token) if !token.is_empty() => parameters.continue_token = Some(token),

@@ -23,6 +23,8 @@ pub struct LiveObject {
     pub resource_version: String,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
+    /// Whether the operator is among its field managers.
+    managed: bool,
     deleting: bool,
     json: Json,
 }
@@ -43,7 +45,15 @@ struct Metadata {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    managed_fields: Vec<ManagedField>,
     deletion_timestamp: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ManagedField {
+    #[serde(default)]
+    manager: String,
 }
 
 impl LiveObject {
@@ -58,6 +68,10 @@ impl LiveObject {
             resource_version: metadata.resource_version,
             labels: metadata.labels,
             annotations: metadata.annotations,
+            managed: metadata
+                .managed_fields
+                .iter()
+                .any(|field| field.manager == MANAGER),
             deleting: metadata.deletion_timestamp.is_some(),
             json,
         })
@@ -93,10 +107,15 @@ impl LiveObject {
         self.annotations.get(name).map(String::as_str)
     }
 
-    /// Whether the operator made it for this cell.
+    /// Whether the operator made it for this cell, which has the name of the namespace.
+    ///
+    /// An object whose labels somebody took off or changed is still known by two marks: the operator's annotation, and the operator
+    /// among its field managers. The next apply puts its labels back.
     #[must_use]
     pub fn is_ours(&self, cell: &str) -> bool {
-        self.label(MANAGED_BY) == Some(MANAGER) && self.label(CELL_LABEL) == Some(cell)
+        let labelled =
+            self.label(MANAGED_BY) == Some(MANAGER) && self.label(CELL_LABEL) == Some(cell);
+        labelled || self.managed && self.desired_hash().is_some()
     }
 
     /// Whether it is on its way out.

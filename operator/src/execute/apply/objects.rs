@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use titan_crds::ReclaimPolicy;
-use titan_planner::object::{Kind, Object, drift, kept_volumes};
+use titan_planner::object::{CELL_LABEL, Kind, MANAGED_BY, MANAGER, Object, drift, kept_volumes};
 
 use crate::execute::apply::client::{ClientError, on_what_is_there};
 use crate::execute::apply::{Compared, LiveObject, LiveObjects, ObjectClient, is_conflict};
@@ -39,9 +39,11 @@ pub struct Applied {
 pub enum ApplyError {
     /// An object of this name exists and is not ours.
     #[error(
-        "{kind} {name} exists in the namespace and was not made by the operator; delete or rename it, or give the cell another name"
+        "{kind} {name} exists in namespace {cell} without the marks of the operator, so it is not touched. If the operator made it, put its labels back: kubectl -n {cell} label {kind} {name} --overwrite {CELL_LABEL}={cell} {MANAGED_BY}={MANAGER}. If somebody else made it, delete or rename it"
     )]
     NotOurs {
+        /// The cell, which has the name of the namespace.
+        cell: String,
         /// Its kind.
         kind: &'static str,
         /// Its name.
@@ -55,6 +57,18 @@ pub enum ApplyError {
         /// Its name.
         name: String,
         /// What the apiserver says.
+        message: String,
+    },
+    /// A quota of the namespace has no room for this object.
+    #[error(
+        "a ResourceQuota has no room for {kind} {name}: {message}; raise that quota, or delete it if it is not meant for a cell"
+    )]
+    QuotaExceeded {
+        /// Its kind.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// What the apiserver says, which names the quota.
         message: String,
     },
     /// The apiserver could not be asked, or changed under us.
@@ -81,6 +95,16 @@ impl ApplyError {
             // 422: the object is invalid, or changes what cannot be changed.
             ClientError::Kube(kube::Error::Api(status)) if status.code == 422 => {
                 ApplyError::Refused {
+                    kind,
+                    name,
+                    message: status.message.clone(),
+                }
+            }
+            // There is no other mark of it: the admission plugin answers as RBAC does.
+            ClientError::Kube(kube::Error::Api(status))
+                if status.code == 403 && status.message.contains("exceeded quota") =>
+            {
+                ApplyError::QuotaExceeded {
                     kind,
                     name,
                     message: status.message.clone(),
@@ -147,6 +171,7 @@ async fn apply_one(scope: Scope<'_>, object: &Object) -> Result<Applied, ApplyEr
     if !live.is_ours(scope.cell) {
         let (_, _, kind, _) = object.kind.names();
         return Err(ApplyError::NotOurs {
+            cell: scope.cell.to_owned(),
             kind,
             name: object.name.clone(),
         });

@@ -139,10 +139,11 @@ where
         .touched_objects()
         .filter_map(move |object| {
             std::future::ready(match object {
-                Ok(object) => object
-                    .labels()
-                    .get(CELL_LABEL)
-                    .map(|cell| ObjectRef::new(cell)),
+                // The cell has the name of the namespace, whatever somebody has made of the label.
+                Ok(object) => {
+                    let cell = object.namespace().unwrap_or_else(|| object.name_any());
+                    Some(ObjectRef::new(&cell))
+                }
                 Err(error) => {
                     metrics.watch_interrupted(&K::kind(&()), &error);
                     None

@@ -1,5 +1,7 @@
 //! The secrets of a cell: read where they exist, made where they do not.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::Secret;
@@ -27,9 +29,11 @@ const PASSWORD_LENGTH: usize = 32;
 /// The port of PostgreSQL where nothing else is said.
 pub(super) const POSTGRES_PORT: u16 = 5432;
 /// The Secret of the administrator of a cell's own PostgreSQL, and the keys of its passwords.
-const ADMIN: &str = "postgres-admin";
-const ADMIN_PASSWORD: &str = "password";
+pub(super) const ADMIN: &str = "postgres-admin";
+pub(super) const ADMIN_PASSWORD: &str = "password";
 const REPLICATION_PASSWORD: &str = "replication-password";
+/// Patroni's REST interface takes it for changes; members read it at their start, so a new one is as good as the old one.
+const REST_PASSWORD: &str = "rest-password";
 
 /// Gathers the cell's credentials. A password that exists in the namespace is kept; one that does not is made, and lives
 /// from the moment its Secret is created. The outer error is worth another try, the inner step is for a person to mend.
@@ -95,6 +99,12 @@ pub(super) async fn read_or_generate(
         },
         services,
         salt: keep_or_make(CHECKSUM_SALT, SALT),
+        rest_password: match &cell.postgres {
+            PostgresPlan::Managed { .. } => keep_or_make(ADMIN, REST_PASSWORD),
+            PostgresPlan::External { .. } => String::new(),
+        },
+        // They lie in another namespace.
+        pull_secrets: BTreeMap::new(),
     }))
 }
 

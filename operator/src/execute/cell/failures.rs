@@ -60,6 +60,9 @@ pub(super) fn step_of_error(cell: &str, error: &ReconcileError, unseen: Duration
         ReconcileError::Apply(refused @ ApplyError::Refused { .. }) => {
             Step::failed("ObjectRefused", refused.to_string())
         }
+        ReconcileError::Apply(refused @ ApplyError::QuotaExceeded { .. }) => {
+            Step::failed("QuotaExceeded", refused.to_string())
+        }
         ReconcileError::Store(error) => step_of_store(cell, error, unseen),
         timeout @ ReconcileError::TimedOut => {
             Step::unknown("PassTimedOut", timeout.to_string(), unseen)

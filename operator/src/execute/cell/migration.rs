@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use titan_planner::cell::MIGRATION_SECONDS;
 use titan_planner::object::{DATABASE_ID, Kind, Object, Stage};
 use titan_planner::status::Step;
 
@@ -18,7 +19,11 @@ pub(super) type Migrations = BTreeMap<String, (String, Migration)>;
 pub(super) enum Migration {
     Done,
     Running,
+    /// The controller of Jobs has begun with it, and there is no pod.
+    WithoutPod,
     Failed,
+    /// It took longer than a migration may.
+    TimedOut,
 }
 
 /// What of a Job is looked at.
@@ -29,9 +34,15 @@ struct Job {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct JobStatus {
     #[serde(default)]
     conditions: Vec<JobCondition>,
+    start_time: Option<String>,
+    #[serde(default)]
+    active: i64,
+    #[serde(default)]
+    failed: i64,
 }
 
 #[derive(Deserialize)]
@@ -39,18 +50,25 @@ struct JobCondition {
     #[serde(rename = "type")]
     type_: String,
     status: String,
+    #[serde(default)]
+    reason: String,
 }
 
 fn state(job: &LiveObject) -> Migration {
     let Job { status } = job.read();
-    let has = |name: &str| {
+    let get = |name: &str| {
         let mut conditions = status.conditions.iter();
-        conditions.any(|condition| condition.type_ == name && condition.status == "True")
+        conditions.find(|condition| condition.type_ == name && condition.status == "True")
     };
-    if has("Complete") {
+    if get("Complete").is_some() {
         Migration::Done
-    } else if has("Failed") {
-        Migration::Failed
+    } else if let Some(failed) = get("Failed") {
+        match failed.reason.as_str() {
+            "DeadlineExceeded" => Migration::TimedOut,
+            _ => Migration::Failed,
+        }
+    } else if status.start_time.is_some() && status.active == 0 && status.failed == 0 {
+        Migration::WithoutPod
     } else {
         Migration::Running
     }
@@ -110,9 +128,21 @@ pub(super) fn migrations_step(cell: &str, migrations: &Migrations, diagnoses: &D
             ),
         );
     }
+    let late = migrations
+        .iter()
+        .find(|(_, (_, state))| *state == Migration::TimedOut);
+    if let Some((service, (job, _))) = late {
+        return Step::failed(
+            "MigrationTimedOut",
+            format!(
+                "the schema migration of {service} did not end within {} minutes, and Job {job} was stopped; the old release keeps running. kubectl describe -n {cell} job/{job} says what its pods waited for. Once that is mended, delete the Job, and it runs again",
+                MIGRATION_SECONDS / 60
+            ),
+        );
+    }
     let running: Vec<&str> = migrations
         .iter()
-        .filter(|(_, (_, state))| *state == Migration::Running)
+        .filter(|(_, (_, state))| matches!(state, Migration::Running | Migration::WithoutPod))
         .map(|(service, _)| service.as_str())
         .collect();
     if running.is_empty() {
@@ -121,5 +151,59 @@ pub(super) fn migrations_step(cell: &str, migrations: &Migrations, diagnoses: &D
     if let Some(diagnosis) = running.iter().find_map(|service| diagnoses.get(*service)) {
         return step_of(diagnosis);
     }
+    let without_pod = migrations
+        .iter()
+        .find(|(_, (_, state))| *state == Migration::WithoutPod);
+    if let Some((service, (job, _))) = without_pod {
+        return Step::waiting(
+            "MigrationWithoutPod",
+            format!(
+                "the schema migration of {service} has no pod: kubectl describe -n {cell} job/{job} says why, for example a ResourceQuota or an admission webhook"
+            ),
+        );
+    }
     Step::waiting("Migrating", format!("migrating {}", running.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use titan_planner::object::Json;
+
+    use super::*;
+
+    fn job(status: &serde_json::Value) -> LiveObject {
+        let body = json!({
+            "metadata": {"name": "cart-migrate-1", "uid": "u", "resourceVersion": "1"}, "status": status,
+        });
+        LiveObject::new(Kind::Job, Json::from(&body)).unwrap()
+    }
+
+    fn said(status: &serde_json::Value) -> String {
+        let job = job(status);
+        let migrations = Migrations::from([("cart".to_owned(), (job.name.clone(), state(&job)))]);
+        match migrations_step("cell-001", &migrations, &Diagnoses::new()) {
+            Step::Waiting { reason, .. } => format!("waiting {reason}"),
+            Step::Failed { reason, message } => {
+                assert!(message.contains("cart-migrate-1"), "{message}");
+                format!("failed {reason}")
+            }
+            step => format!("{step:?}"),
+        }
+    }
+
+    #[test]
+    fn each_state_of_a_job_has_its_reason() {
+        let failed = |reason: &str| json!({"conditions": [{"type": "Failed", "status": "True", "reason": reason}]});
+        for (status, wanted) in [
+            (json!({}), "waiting Migrating"),
+            (json!({"startTime": "t", "active": 1}), "waiting Migrating"),
+            (json!({"startTime": "t", "failed": 1}), "waiting Migrating"),
+            (json!({"startTime": "t"}), "waiting MigrationWithoutPod"),
+            (failed("BackoffLimitExceeded"), "failed MigrationFailed"),
+            (failed("DeadlineExceeded"), "failed MigrationTimedOut"),
+        ] {
+            assert_eq!(said(&status), wanted, "{status}");
+        }
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use titan_crds::CellStatus;
 use titan_planner::cell::ValidatedCell;
-use titan_planner::object::{Kind, Object, Stage};
+use titan_planner::object::{CELL_LABEL, Kind, MANAGED_BY, MANAGER, Object, Stage};
 use titan_planner::status::Step;
 
 use crate::error::ReconcileError;
@@ -19,11 +20,15 @@ const RIGHTS_PAUSE: Duration = Duration::from_millis(25);
 pub(super) async fn enter(
     client: &ObjectClient<'_>,
     cell: &ValidatedCell,
+    status: Option<&CellStatus>,
     objects: &[Object],
     compared: &Compared,
 ) -> Result<Result<LiveObjects, Step>, ReconcileError> {
     let namespace = client.get(Kind::Namespace, &cell.name).await?;
-    if let Some(step) = namespace.as_ref().and_then(|live| unusable(cell, live)) {
+    if let Some(step) = namespace
+        .as_ref()
+        .and_then(|live| unusable(cell, status, live))
+    {
         return Ok(Err(step));
     }
     let fresh = namespace.is_none();
@@ -59,15 +64,24 @@ pub(super) async fn enter(
 }
 
 /// Why a namespace that exists is not one to put this cell into.
-fn unusable(cell: &ValidatedCell, live: &LiveObject) -> Option<Step> {
+fn unusable(cell: &ValidatedCell, status: Option<&CellStatus>, live: &LiveObject) -> Option<Step> {
     let name = &cell.name;
+    // Its own database was made in a pass over this very Cell, which found the namespace to be the cell's.
+    let lives = status.is_some_and(|status| status.database_id.is_some());
     if !live.is_ours(name) {
-        return Some(Step::failed(
-            "NamespaceNotOurs",
+        let label = format!(
+            "kubectl label namespace {name} --overwrite {CELL_LABEL}={name} {MANAGED_BY}={MANAGER}"
+        );
+        let message = if lives {
             format!(
-                "namespace {name} exists and was not made for this cell; give the Cell another name, or delete the namespace if nothing in it is needed"
-            ),
-        ));
+                "namespace {name} has lost the marks by which the operator knows it, so nothing in it is changed. It is this cell's, and holds its data: put its labels back with {label}"
+            )
+        } else {
+            format!(
+                "namespace {name} exists and was not made for this cell; give the Cell another name. If it was made for an earlier cell of this name, put its labels back with {label}"
+            )
+        };
+        return Some(Step::failed("NamespaceNotOurs", message));
     }
     if live.is_deleting() {
         return Some(Step::waiting(
@@ -78,7 +92,7 @@ fn unusable(cell: &ValidatedCell, live: &LiveObject) -> Option<Step> {
     let claim = cell
         .claim
         .map(|it| (it.first().to_string(), it.last().to_string()));
-    // Labels that somebody took away are put back.
+    // Labels that somebody took away are put back, and so are those of a living cell that somebody changed.
     let held = [
         live.label("titan.dev/range-first"),
         live.label("titan.dev/range-last"),
@@ -87,7 +101,7 @@ fn unusable(cell: &ValidatedCell, live: &LiveObject) -> Option<Step> {
         .as_ref()
         .map(|(first, last)| [first.as_str(), last.as_str()]);
     let is_other = |(held, wanted): (Option<&str>, Option<&str>)| held.is_some() && held != wanted;
-    if (0..2).any(|end| is_other((held[end], wanted.map(|it| it[end])))) {
+    if !lives && (0..2).any(|end| is_other((held[end], wanted.map(|it| it[end])))) {
         return Some(Step::failed(
             "NamespaceHoldsOtherRange",
             format!(

@@ -37,6 +37,7 @@ use crate::execute::cell::pass_cache::Found;
 use crate::execute::cell::patience::{starting, unanswered, unready_for, waited};
 use crate::execute::cell::pause::look;
 use crate::execute::cell::postgres::{ManagedPostgres, Members};
+use crate::execute::cell::pull_secrets;
 use crate::execute::cell::report::{Reported, report};
 use crate::execute::cell::requeue::{LATER, SHORTLY, is_waiting_for_pods, requeue};
 use crate::execute::cell::services::{Deployments, Services, diagnose_pods, rollup, step_of};
@@ -232,7 +233,8 @@ async fn drive(
             return Ok(None);
         }
     };
-    let live = match enter(&client, &valid, &namespace, &context.compared).await? {
+    let status = cell.status.as_ref();
+    let live = match enter(&client, &valid, status, &namespace, &context.compared).await? {
         Ok(live) => live,
         Err(step) => {
             progress.steps.databases = step;
@@ -241,6 +243,16 @@ async fn drive(
     };
     let credentials = match read_or_generate(&valid, &live, context).await? {
         Ok(credentials) => credentials,
+        Err(step) => {
+            progress.steps.databases = step;
+            return Ok(None);
+        }
+    };
+    let credentials = match pull_secrets::read(&valid, context).await? {
+        Ok(pull_secrets) => Credentials {
+            pull_secrets,
+            ..credentials
+        },
         Err(step) => {
             progress.steps.databases = step;
             return Ok(None);

@@ -5,6 +5,7 @@ mod foreign;
 mod identity;
 mod proof;
 mod repair;
+mod standby;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

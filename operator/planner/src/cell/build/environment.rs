@@ -40,8 +40,10 @@ impl Environment {
             postgres,
             redis,
             replication_password: _,
+            rest_password: _,
             services,
             salt,
+            pull_secrets: _,
         } = credentials;
         Environment {
             shared: shared(cell, postgres, redis),

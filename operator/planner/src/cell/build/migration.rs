@@ -7,11 +7,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::Objects;
 use super::environment::{Environment, STATE_DIRECTORY};
 use super::pod::{
-    Checksum, SCRATCH_USER, container_security, empty_dir, mount, pod_spec, resources,
+    Checksum, SCRATCH_USER, container_security, empty_dir, mount, pod_annotations, pod_spec,
+    resources,
 };
 use crate::cell::model::{Invalid, ValidatedCell, ValidatedService};
-use crate::cell::names::{Component, meta, part_labels};
+use crate::cell::names::{Component, MIGRATE, meta, part_labels};
 use crate::object::{Kind, Stage};
+
+/// How long a migration may take, its retries included, in seconds. A pod in which another container never ends, or that a quota
+/// does not let in, would otherwise be waited for without end. Migrations only expand a schema of some ten thousand users.
+pub const MIGRATION_SECONDS: i64 = 3600;
 
 pub(super) fn build(
     cell: &ValidatedCell,
@@ -26,6 +31,7 @@ pub(super) fn build(
     let template = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels.clone()),
+            annotations: pod_annotations(cell, []),
             ..ObjectMeta::default()
         }),
         spec: Some(pod(cell, service, environment)),
@@ -52,6 +58,7 @@ pub(super) fn build(
             spec: Some(JobSpec {
                 // Never retried for ever: a migration that fails three times wants a person. Its pods stay for the logs.
                 backoff_limit: Some(2),
+                active_deadline_seconds: Some(MIGRATION_SECONDS),
                 // No ttlSecondsAfterFinished: the finished Job is the memory that this migration was done.
                 template,
                 ..JobSpec::default()
@@ -67,7 +74,7 @@ fn pod(
     environment: &Environment,
 ) -> k8s_openapi::api::core::v1::PodSpec {
     let container = Container {
-        name: "migrate".to_owned(),
+        name: MIGRATE.to_owned(),
         image: Some(service.image.clone()),
         image_pull_policy: Some(cell.image_pull_policy.clone()),
         args: Some(vec!["migrate".to_owned()]),

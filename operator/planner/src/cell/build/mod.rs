@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::model::{Credentials, Desired, Invalid, ServerCredentials, ValidatedCell};
 use crate::object::{Kind, Object, Stage};
 
+pub use migration::MIGRATION_SECONDS;
 pub use patroni::{
     PATRONI_STORE, dynamic_configuration as patroni_dynamic_configuration,
     reconfiguration as patroni_reconfiguration,
@@ -35,6 +36,7 @@ pub fn build(cell: &ValidatedCell, credentials: &Credentials) -> Result<Desired,
     namespace::build(cell, &mut objects)?;
     network::build(cell, credentials, &mut objects)?;
     environment.build(cell, &mut objects)?;
+    pod::pull_secrets(cell, credentials, &mut objects)?;
     postgres::build(cell, credentials, &mut objects)?;
     redis::build(cell, credentials, &mut objects)?;
     for service in &cell.services {
@@ -71,8 +73,10 @@ fn complete(cell: &ValidatedCell, credentials: &Credentials) -> Result<(), Inval
             },
         redis,
         replication_password,
+        rest_password,
         services,
         salt,
+        pull_secrets,
     } = credentials;
     let missing = |what: String| Invalid {
         reason: "CredentialsMissing",
@@ -88,12 +92,20 @@ fn complete(cell: &ValidatedCell, credentials: &Credentials) -> Result<(), Inval
         if replication_password.is_empty() {
             return Err(missing("PostgreSQL's replication role".to_owned()));
         }
+        if rest_password.is_empty() {
+            return Err(missing("Patroni's REST interface".to_owned()));
+        }
     }
     if matches!(cell.redis, super::RedisPlan::Managed { .. }) && redis.password.is_empty() {
         return Err(missing("Redis".to_owned()));
     }
     if salt.is_empty() {
         return Err(missing("checksums".to_owned()));
+    }
+    for name in &cell.pull_secrets {
+        if !pull_secrets.contains_key(name) {
+            return Err(missing(format!("the registry of images (Secret {name})")));
+        }
     }
     for schema in &cell.schemas {
         if services.get(&schema.service).is_none_or(String::is_empty) {

@@ -9,6 +9,8 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use titan_crds::Dns;
+
 use super::Objects;
 use crate::cell::model::{
     Credentials, Invalid, PostgresPlan, RedisPlan, ValidatedCell, ValidatedService,
@@ -84,10 +86,17 @@ fn default_deny(cell: &ValidatedCell) -> NetworkPolicy {
 }
 
 fn dns(cell: &ValidatedCell) -> NetworkPolicy {
-    let ports = ["UDP", "TCP"].map(|protocol| NetworkPolicyPort {
-        port: Some(IntOrString::Int(53)),
-        protocol: Some(protocol.to_owned()),
-        end_port: None,
+    let Dns {
+        namespace,
+        pod_labels,
+        ports,
+    } = &cell.network.dns;
+    let ports = ports.iter().flat_map(|port| {
+        ["UDP", "TCP"].map(|protocol| NetworkPolicyPort {
+            port: Some(IntOrString::Int(*port)),
+            protocol: Some(protocol.to_owned()),
+            end_port: None,
+        })
     });
     policy(
         cell,
@@ -100,9 +109,10 @@ fn dns(cell: &ValidatedCell) -> NetworkPolicy {
                 NetworkPolicyPeer {
                     namespace_selector: Some(selector(strings([(
                         NAMESPACE_NAME_LABEL,
-                        "kube-system",
+                        namespace.as_str(),
                     )]))),
-                    ..NetworkPolicyPeer::default()
+                    pod_selector: (!pod_labels.is_empty()).then(|| selector(pod_labels.clone())),
+                    ip_block: None,
                 },
                 NetworkPolicyPeer {
                     ip_block: Some(IPBlock {
@@ -112,7 +122,7 @@ fn dns(cell: &ValidatedCell) -> NetworkPolicy {
                     ..NetworkPolicyPeer::default()
                 },
             ]),
-            ports: Some(ports.to_vec()),
+            ports: Some(ports.collect()),
         }]),
     )
 }
@@ -157,7 +167,7 @@ fn service_policy(
     }
     if service.stores.kafka {
         // Brokers live outside the cell, and name themselves to clients: no selector can tell them, the port does.
-        egress.push(to_anywhere(&kafka_ports(&cell.kafka_bootstrap)));
+        egress.push(to_anywhere(&kafka_ports(cell)));
     }
     if let Some(port) = service
         .env
@@ -218,12 +228,12 @@ fn postgres(cell: &ValidatedCell) -> Option<NetworkPolicy> {
         selector(selector_labels(POSTGRES, Component::Postgres)),
         Some(vec![
             from(clients, &[POSTGRES_PORT]),
-            from(vec![members(), system(MANAGER)], &[PATRONI_PORT]),
+            from(vec![members()], &[PATRONI_PORT]),
         ]),
         Some(vec![
             to(members(), &[POSTGRES_PORT, PATRONI_PORT]),
             // The apiserver, in which Patroni keeps the leader's lock. It is no pod, and its address differs between clusters.
-            to_anywhere(&[443, 6443]),
+            to_anywhere(&cell.network.apiserver_ports),
         ]),
     ))
 }
@@ -349,19 +359,49 @@ fn tcp(ports: &[i32]) -> Vec<NetworkPolicyPort> {
         .collect()
 }
 
-/// The ports of `host:port,host:port`.
-fn kafka_ports(bootstrap: &str) -> Vec<i32> {
-    let ports: BTreeSet<i32> = bootstrap
+/// The ports of the brokers: those of `host:port,host:port`, and those that they advertise.
+fn kafka_ports(cell: &ValidatedCell) -> Vec<i32> {
+    let ports: BTreeSet<i32> = cell
+        .kafka_bootstrap
         .split(',')
         .filter_map(|broker| broker.rsplit_once(':'))
         .filter_map(|(_, port)| port.trim().parse().ok())
+        .chain(cell.kafka_listener_ports.iter().copied())
         .collect();
     ports.into_iter().collect()
 }
 
-/// The port of a URL such as `http://collector.monitoring:4317`.
+/// The port of a URL such as `http://collector.monitoring:4317`; that of its scheme where it names none.
 fn port_of(endpoint: &str) -> Option<i32> {
-    let (_, rest) = endpoint.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    authority.rsplit_once(':')?.1.parse().ok()
+    let (scheme, rest) = endpoint.trim().split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let host_and_port = authority.rsplit('@').next()?;
+    // The colons of an IPv6 address stand in brackets.
+    let after_address = host_and_port.rsplit(']').next()?;
+    match after_address.rsplit_once(':') {
+        Some((_, port)) => port.parse().ok(),
+        None if scheme.eq_ignore_ascii_case("https") => Some(443),
+        None => Some(80),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_without_a_port_has_that_of_its_scheme() {
+        for (endpoint, port) in [
+            ("http://collector.monitoring:4317", Some(4317)),
+            ("http://collector.monitoring", Some(80)),
+            ("https://collector.monitoring/v1", Some(443)),
+            ("HTTPS://collector.monitoring", Some(443)),
+            ("https://user:secret@collector:4318/", Some(4318)),
+            ("http://[fd00::1]:4317", Some(4317)),
+            ("http://[fd00::1]", Some(80)),
+            ("collector:4317", None),
+        ] {
+            assert_eq!(port_of(endpoint), port, "{endpoint}");
+        }
+    }
 }

@@ -2,22 +2,29 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
-    EnvVar, EnvVarSource, HTTPGetAction, NodeAffinity, NodeSelector, NodeSelectorRequirement,
-    NodeSelectorTerm, ObjectFieldSelector, PodAffinityTerm, PodAntiAffinity, PodDNSConfig,
-    PodDNSConfigOption, PodSecurityContext, PodSpec, Probe, ResourceRequirements, SeccompProfile,
-    SecretKeySelector, SecurityContext, ServiceAccount, ServicePort, TopologySpreadConstraint,
-    Volume, VolumeMount, WeightedPodAffinityTerm,
+    EnvVar, EnvVarSource, HTTPGetAction, LocalObjectReference, NodeAffinity, NodeSelector,
+    NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PodAffinityTerm,
+    PodAntiAffinity, PodDNSConfig, PodDNSConfigOption, PodSecurityContext, PodSpec, Probe,
+    ResourceRequirements, SeccompProfile, Secret, SecretKeySelector, SecurityContext,
+    ServiceAccount, ServicePort, TopologySpreadConstraint, Volume, VolumeMount,
+    WeightedPodAffinityTerm,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use titan_crds::{ResourceList, Resources};
+use titan_crds::{ResourceList, Resources, UserIds};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cell::model::{StoreStorage, ValidatedCell};
-use crate::cell::names::{Component, meta, part_labels, selector, selector_labels};
+use super::Objects;
+use crate::cell::model::{Credentials, Invalid, StoreStorage, ValidatedCell};
+use crate::cell::names::{
+    Component, Labels, PULL_SECRET_KEY, PULL_SECRET_TYPE, cell_labels, meta, part_labels,
+    pull_secret, selector, selector_labels, strings,
+};
+use crate::object::{Kind, Stage};
 
 /// The user that images FROM scratch run as.
 pub(super) const SCRATCH_USER: i64 = 65532;
@@ -32,10 +39,15 @@ pub(super) fn pod_spec(
     cell: &ValidatedCell,
     name: &str,
     component: Component,
-    (user, group): (i64, i64),
+    image_ids: (i64, i64),
     containers: Vec<Container>,
     volumes: Vec<Volume>,
 ) -> PodSpec {
+    let ids = match cell.pods.user_ids {
+        UserIds::Image => Some(image_ids),
+        // An id outside of the namespace's range would be refused.
+        UserIds::Platform => None,
+    };
     PodSpec {
         affinity: Some(affinity(cell, name, component)),
         topology_spread_constraints: Some(spread(name, component)),
@@ -43,11 +55,23 @@ pub(super) fn pod_spec(
         service_account_name: Some(name.to_owned()),
         // A variable a Service in each pod would make a pod of 35 services unreadable, and its names are not ours.
         enable_service_links: Some(false),
+        node_selector: (!cell.pods.node_selector.is_empty())
+            .then(|| cell.pods.node_selector.clone()),
+        tolerations: (!cell.pods.tolerations.is_empty()).then(|| cell.pods.tolerations.clone()),
+        priority_class_name: cell.pods.priority_class_name.clone(),
+        image_pull_secrets: (!cell.pull_secrets.is_empty()).then(|| {
+            let secrets = cell.pull_secrets.iter();
+            secrets
+                .map(|name| LocalObjectReference {
+                    name: pull_secret(name),
+                })
+                .collect()
+        }),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
-            run_as_user: Some(user),
-            run_as_group: Some(group),
-            fs_group: Some(group),
+            run_as_user: ids.map(|(user, _)| user),
+            run_as_group: ids.map(|(_, group)| group),
+            fs_group: ids.map(|(_, group)| group),
             fs_group_change_policy: Some("OnRootMismatch".to_owned()),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".to_owned(),
@@ -67,6 +91,41 @@ pub(super) fn pod_spec(
         volumes: (!volumes.is_empty()).then_some(volumes),
         ..PodSpec::default()
     }
+}
+
+/// Annotations of a pod: the fleet's, and over them the operator's own.
+pub(super) fn pod_annotations<const N: usize>(
+    cell: &ValidatedCell,
+    own: [(&str, &str); N],
+) -> Option<Labels> {
+    let mut annotations = cell.pods.annotations.clone();
+    annotations.extend(strings(own));
+    (!annotations.is_empty()).then_some(annotations)
+}
+
+/// Copies of the Secrets with which nodes log in to the registry: a pod can only name Secrets of its own namespace. They stay under
+/// Retain with the databases, which may have to pull their image again.
+pub(super) fn pull_secrets(
+    cell: &ValidatedCell,
+    credentials: &Credentials,
+    objects: &mut Objects,
+) -> Result<(), Invalid> {
+    for (name, content) in &credentials.pull_secrets {
+        objects.add_data(
+            Kind::Secret,
+            Stage::Foundation,
+            &Secret {
+                metadata: meta(cell, pull_secret(name), cell_labels(cell)),
+                type_: Some(PULL_SECRET_TYPE.to_owned()),
+                data: Some(BTreeMap::from([(
+                    PULL_SECRET_KEY.to_owned(),
+                    ByteString(content.clone().into_bytes()),
+                )])),
+                ..Secret::default()
+            },
+        )?;
+    }
+    Ok(())
 }
 
 pub(super) fn container_security() -> SecurityContext {

@@ -136,8 +136,10 @@ fn admin_secret(cell: &ValidatedCell, credentials: &Credentials) -> BTreeMap<Str
             },
         redis: _,
         replication_password,
+        rest_password,
         services: _,
         salt: _,
+        pull_secrets: _,
     } = credentials;
     [
         ("host", format!("{POSTGRES}.{}", cell.endpoint())),
@@ -146,6 +148,7 @@ fn admin_secret(cell: &ValidatedCell, credentials: &Credentials) -> BTreeMap<Str
         ("password", password.clone()),
         ("database-admin", POSTGRES.to_owned()),
         ("replication-password", replication_password.clone()),
+        ("rest-password", rest_password.clone()),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
@@ -303,7 +306,7 @@ fn variables() -> Vec<EnvVar> {
         variable("PATRONI_RESTAPI_USERNAME", MANAGER),
     ];
     variables.extend([
-        secret_variable("PATRONI_RESTAPI_PASSWORD", POSTGRES_ADMIN, "password"),
+        secret_variable("PATRONI_RESTAPI_PASSWORD", POSTGRES_ADMIN, "rest-password"),
         secret_variable("PATRONI_SUPERUSER_PASSWORD", POSTGRES_ADMIN, "password"),
         secret_variable(
             "PATRONI_REPLICATION_PASSWORD",

@@ -16,11 +16,12 @@ use super::Objects;
 use super::environment::{Environment, STATE_DIRECTORY};
 use super::pod::{
     Patience, SCRATCH_USER, container_port, container_security, disruption_budget, empty_dir,
-    http_probe, mount, pod_spec, resources, service_account, service_port, variable,
+    http_probe, mount, pod_annotations, pod_spec, resources, service_account, service_port,
+    variable,
 };
 use crate::cell::model::{Invalid, ValidatedCell, ValidatedService};
 use crate::cell::names::{
-    CONFIG_CHECKSUM, Component, METRICS_PORT, meta, part_labels, selector, selector_labels, strings,
+    CONFIG_CHECKSUM, Component, METRICS_PORT, meta, part_labels, selector, selector_labels,
 };
 use crate::object::{Kind, Stage};
 
@@ -173,7 +174,10 @@ fn deployment(
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(part_labels(cell, name, Component::Service)),
-                    annotations: Some(strings([(CONFIG_CHECKSUM, &environment.checksum(service))])),
+                    annotations: pod_annotations(
+                        cell,
+                        [(CONFIG_CHECKSUM, &environment.checksum(service))],
+                    ),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod),

@@ -12,10 +12,10 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::pod::ephemeral_volume;
+use super::pod::{ephemeral_volume, pod_annotations};
 use crate::cell::model::{StoreStorage, ValidatedCell};
 use crate::cell::names::{
-    CONFIG_CHECKSUM, Component, Labels, part_labels, selector, selector_labels, strings,
+    CONFIG_CHECKSUM, Component, Labels, part_labels, selector, selector_labels,
 };
 
 /// The volume that the members keep their data in.
@@ -85,7 +85,7 @@ impl Store<'_> {
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(pod_labels),
-                    annotations: Some(strings([(CONFIG_CHECKSUM, checksum)])),
+                    annotations: pod_annotations(cell, [(CONFIG_CHECKSUM, checksum)]),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod),

@@ -88,16 +88,21 @@ pub fn validate(
     let CellFleetSpec {
         // How ids become keys concerns routers and the routing table, not the objects of a cell.
         keyspace: _,
-        kafka: Kafka {
-            bootstrap,
-            replication_factor,
-        },
+        kafka:
+            Kafka {
+                bootstrap,
+                replication_factor,
+                listener_ports,
+            },
         images:
             Images {
                 repository,
                 postgres_tag,
                 pull_policy,
+                pull_secrets,
             },
+        pods,
+        network,
         cluster_domain,
         // The template makes Cells; this is one.
         template: _,
@@ -134,6 +139,10 @@ pub fn validate(
         redis: stores::redis(databases.redis.as_ref(), profile_databases.redis.as_ref())?,
         services,
         kafka_bootstrap: bootstrap.clone(),
+        kafka_listener_ports: listener_ports.clone(),
+        pull_secrets: pull_secrets.clone(),
+        pods: pods.clone(),
+        network: network.clone(),
         image_repository: repository.to_owned(),
         store_image: format!("{repository}/postgres:{postgres_tag}"),
         image_pull_policy: match pull_policy {
