@@ -24,7 +24,7 @@ pub struct Test {
     /// Go on after a failed check
     #[arg(long)]
     pub keep_going: bool,
-    /// The long forms: random seeds, ten minutes for each fuzz target, five minutes of rest
+    /// The long forms: random seeds, ten minutes of fences under load and for each fuzz target, five minutes of rest
     #[arg(long)]
     pub soak: bool,
 }
@@ -75,7 +75,7 @@ const CARGO: [(&str, &[&str]); 4] = [
 
 /// What `--soak` sets for the tests and scenarios, unless it is set already.
 const SOAK: [(&str, &str); 3] = [
-    ("TITAN_SOAK", "1"),
+    ("TITAN_SOAK_SECONDS", "600"),
     ("TITAN_FUZZ_SECONDS", "600"),
     ("TITAN_REST_SECONDS", "300"),
 ];

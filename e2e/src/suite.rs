@@ -156,7 +156,7 @@ fn executables(messages: &str) -> Vec<Binary> {
         let package = folder.strip_prefix(paths::repository()).unwrap_or(folder);
         let target = message["target"]["name"].as_str().unwrap_or_default();
         let kind = message["target"]["kind"][0].as_str().unwrap_or_default();
-        let target = if kind == "test" { target } else { kind };
+        let target = if kind == "lib" { kind } else { target };
         binaries.push(Binary {
             name: format!("{}/{target}", package.display()),
             program: program.into(),

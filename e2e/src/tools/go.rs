@@ -68,8 +68,13 @@ const HELM: Installed = Installed {
     package: "helm.sh/helm/v3/cmd/helm",
 };
 
-/// What a cluster needs besides Kubernetes.
-const FOR_CLUSTERS: [Installed; 3] = [
+/// What a cluster and a first tour of it need besides Kubernetes.
+const FOR_CLUSTERS: [Installed; 4] = [
+    Installed {
+        tool: "grpcurl",
+        version: cache::GRPCURL,
+        package: "github.com/fullstorydev/grpcurl/cmd/grpcurl",
+    },
     Installed {
         tool: "coredns",
         version: cache::COREDNS,
@@ -84,18 +89,11 @@ const FOR_CLUSTERS: [Installed; 3] = [
 ];
 
 /// What only tests need.
-const FOR_TESTS: [Installed; 2] = [
-    Installed {
-        tool: "grpcurl",
-        version: cache::GRPCURL,
-        package: "github.com/fullstorydev/grpcurl/cmd/grpcurl",
-    },
-    Installed {
-        tool: "ghz",
-        version: cache::GHZ,
-        package: "github.com/bojand/ghz/cmd/ghz",
-    },
-];
+const FOR_TESTS: [Installed; 1] = [Installed {
+    tool: "ghz",
+    version: cache::GHZ,
+    package: "github.com/bojand/ghz/cmd/ghz",
+}];
 
 /// Only the benchmark of the operator wants it, and it takes minutes to build.
 const KWOK: Installed = Installed {

@@ -1,6 +1,6 @@
 //! A data home, and what is done to it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -66,13 +66,19 @@ impl Home {
             .map_err(|error| code(&error))
     }
 
-    /// Fences, and fails unless that is the outcome.
+    /// Fences, and fails unless that is the outcome. A range that an earlier fence gave up stays open for as long as it was
+    /// closed, so the fence is called again while the range rests.
     pub async fn fence(&self, first: i64, last: i64, epoch: i64) -> Result<(), String> {
-        let answer = self.try_fence(first, last, epoch, 2_000, 2_000).await?;
-        if answer["outcome"] == "fenced" {
-            Ok(())
-        } else {
-            Err(answer.to_string())
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let answer = self.try_fence(first, last, epoch, 2_000, 2_000).await?;
+            if answer["outcome"] == "fenced" {
+                return Ok(());
+            }
+            if answer["why"] != "resting" || Instant::now() > deadline {
+                return Err(answer.to_string());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
