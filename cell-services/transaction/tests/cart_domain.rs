@@ -87,7 +87,7 @@ proptest! {
         }
     }
 
-    /// Fails without the look at the total in `add` or the one in `update`.
+    /// Both `add` and `update` look at the total.
     #[test]
     fn a_cart_of_any_amounts_can_be_priced(
         steps in proptest::collection::vec((0..4_u32, 0..3_u32, 1..=MAX_QUANTITY, 0..=i64::MAX), 1..20),
