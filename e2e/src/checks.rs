@@ -256,7 +256,7 @@ fn up_again(progress: &Progress) -> Result<()> {
 
 /// What runs on the local cluster, and which version of it.
 fn running() -> Result<String> {
-    let which = "{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name} {.metadata.uid} {.metadata.generation}; {end}";
+    let which = "{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name} {.metadata.uid} {.metadata.generation} {.metadata.deletionTimestamp};{end}";
     let output = format!("jsonpath={which}");
     let mut workloads = shell::kubectl(&["get", "deployments,statefulsets", "-A", "-o", &output]);
     let mut pods = shell::kubectl(&[
@@ -267,7 +267,20 @@ fn running() -> Result<String> {
         "-o",
         &output,
     ]);
-    Ok(shell::output(&mut workloads)? + &shell::output(&mut pods)?)
+    Ok(staying(
+        &(shell::output(&mut workloads)? + &shell::output(&mut pods)?),
+    ))
+}
+
+/// Without the objects that are being deleted: a pod that an earlier `up` replaced may drain for a while.
+fn staying(objects: &str) -> String {
+    let is_deleted = |object: &&str| object.split_whitespace().count() > 4;
+    let objects: Vec<&str> = objects
+        .split_terminator(';')
+        .filter(|object| !is_deleted(object))
+        .map(str::trim)
+        .collect();
+    objects.join("; ")
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
@@ -288,6 +301,12 @@ fn helm_lint() -> Result<()> {
 #[cfg(test)]
 mod unit {
     use super::*;
+
+    #[test]
+    fn a_pod_that_drains_does_not_count_as_running() {
+        let objects = "Pod a/new 1f 1 ;Pod a/old 2f 2 2026-01-01T00:00:00Z;Deployment a/b 3f 5 ;";
+        assert_eq!(staying(objects), "Pod a/new 1f 1; Deployment a/b 3f 5");
+    }
 
     #[test]
     fn the_slowest_parts_are_named_and_no_more_than_ten() {
